@@ -1,0 +1,43 @@
+"""Every public function in one place: ``import mmrobust.functional as MF``."""
+
+from .corruption import add_noise, drop_frames, scale_rows, shuffle_rows
+from .encoders import reparameterize
+from .fusion import fused_std, uncertainty_weights, weighted_sum
+from .losses import (
+    cross_modal_kl,
+    focal_label_smoothing_loss,
+    focal_loss,
+    gaussian_kl,
+    info_nce_loss,
+    label_smoothing_cross_entropy,
+    modality_contrastive_loss,
+    reconstruction_loss,
+)
+from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
+from .presence import all_presence_patterns, presence_from_zeros, random_presence
+
+__all__ = [
+    "add_noise",
+    "all_presence_patterns",
+    "cross_modal_kl",
+    "drop_frames",
+    "focal_label_smoothing_loss",
+    "focal_loss",
+    "fused_std",
+    "gaussian_kl",
+    "info_nce_loss",
+    "label_smoothing_cross_entropy",
+    "lengths_to_mask",
+    "masked_mean",
+    "masked_softmax",
+    "modality_contrastive_loss",
+    "presence_from_zeros",
+    "random_presence",
+    "reconstruction_loss",
+    "reparameterize",
+    "scale_rows",
+    "shuffle_rows",
+    "uncertainty_weights",
+    "weighted_sum",
+    "zero_missing",
+]

@@ -1,0 +1,114 @@
+"""The arithmetic under the variational losses: Gaussian divergence, squared error, means over what counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._checks import as_mask, check_floating, check_option, check_same_shape, check_tensor
+from .._precision import no_autocast, widen
+from ..masking import masked_mean, zero_missing
+
+# Bounded encoders stay below: two log-variances in [-10, 10] differ by at most 20.
+_MAX_EXPONENT = 25.0
+
+
+def tangent_exp(x: Tensor) -> Tensor:
+    """Return ``exp(x)``, continued by its tangent where the exponent is above 25."""
+    bounded = x.clamp(max=_MAX_EXPONENT)
+    return bounded.exp() * (1.0 + (x - bounded))
+
+
+def divergence(shift: Tensor, logvar_gap: Tensor) -> Tensor:
+    """Return the KL of two Gaussians per dimension, from (mu - mu') / std' and logvar - logvar'."""
+    bounded = logvar_gap.clamp(max=_MAX_EXPONENT)
+    excess = bounded.expm1()  # of the variance ratio over 1; exact where two Gaussians nearly agree
+    excess = excess + (logvar_gap - bounded) * (excess + 1.0)
+    return 0.5 * (shift.square() + excess - logvar_gap)
+
+
+def mean_rows(kl: Tensor, reduction: str, valid: Tensor | None) -> Tensor:
+    """Sum or average the last dimension, then average the rows that are valid."""
+    rows = kl.sum(-1) if reduction == "sum" else kl.mean(-1)
+    return masked_mean(rows.flatten(), None if valid is None else valid.flatten(), dim=0)
+
+
+def check_gaussians(where: str, mu: Tensor, logvar: Tensor, present: Tensor | None, reduction: str) -> Tensor | None:
+    """Raise unless the two fit each other and the reduction is known; return the mask of their rows."""
+    check_floating(where, "mu", mu)
+    check_floating(where, "logvar", logvar)
+    if mu.dim() < 2:
+        raise ValueError(f"{where}: expected mu of shape (B, ..., H), got {tuple(mu.shape)}")
+    check_same_shape(where, "logvar", logvar, "mu", mu)
+    check_option(where, "latent_reduction", reduction, ("sum", "mean"))
+    return as_mask(where, "present", present, **_leading(mu, mu.dim() - 1, "M"))
+
+
+def squared_error(
+    where: str,
+    names: tuple[str, str, str],
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: str,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the squared error averaged over what counts, and how much counts.
+
+    ``names`` are the arguments in error messages; ``rows (B,)`` is a second, checked mask.
+    """
+    check_floating(where, names[0], prediction)
+    check_floating(where, names[1], target)
+    if prediction.dim() < 2:
+        raise ValueError(f"{where}: expected {names[0]} of shape (B, ..., D), got {tuple(prediction.shape)}")
+    check_same_shape(where, names[1], target, names[0], prediction)
+    check_option(where, "feature_reduction", reduction, ("sum", "mean"))
+    if mask is None:
+        mask = prediction.new_ones(prediction.shape[:1], dtype=torch.bool)
+    check_tensor(where, names[2], mask)
+    keep = as_mask(where, names[2], mask, **_leading(prediction, mask.dim(), "T"))
+    assert keep is not None
+    if rows is not None:
+        if prediction.shape[0] != rows.shape[0]:
+            raise ValueError(f"{where}: expected {names[0]} of B = {rows.shape[0]} rows, got {tuple(prediction.shape)}")
+        keep = keep & rows.reshape(rows.shape + (1,) * (keep.dim() - 1))
+    with no_autocast(prediction):
+        error = widen(zero_missing(prediction, keep)) - widen(zero_missing(target.detach(), keep))
+        counted = _count(keep, prediction.shape, reduction)
+        return error.square().sum() / counted.clamp(min=1), counted
+
+
+def mean_errors(
+    where: str,
+    reconstructions: Sequence[Tensor | None],
+    targets: Sequence[Tensor | None],
+    masks: Sequence[Tensor | None],
+    rows: Tensor,
+    reduction: str,
+) -> Tensor | None:
+    """Average the squared errors of the modalities of which something counts; None when none is reconstructed."""
+    errors, counts = [], []
+    for m, (prediction, target) in enumerate(zip(reconstructions, targets, strict=True)):
+        if prediction is not None and target is not None:
+            names = (f"reconstructions[{m}]", f"targets[{m}]", f"masks[{m}]")
+            error, counted = squared_error(where, names, prediction, target, masks[m], reduction, rows[:, m])
+            errors.append(error)
+            counts.append(counted > 0)
+    return masked_mean(torch.stack(errors), torch.stack(counts), dim=0) if errors else None
+
+
+def _count(keep: Tensor, shape: torch.Size, reduction: str) -> Tensor:
+    """Count the features that count, or for ``"sum"`` the rows that have any."""
+    if keep.dim() == len(shape):
+        return keep.any(-1).sum() if reduction == "sum" else keep.sum()
+    return keep.sum() * math.prod(shape[keep.dim() : -1 if reduction == "sum" else None])
+
+
+def _leading(x: Tensor, dims: int, second: str) -> dict[str, int | None]:
+    """Name the first ``dims`` dimensions of ``x``: what a mask of its rows must look like."""
+    letters = ["B", second, *(f"d{index}" for index in range(2, x.dim()))]
+    letters[x.dim() - 1] = "D"
+    return dict(zip(letters[: min(dims, x.dim())], x.shape, strict=False))

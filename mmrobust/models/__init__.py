@@ -1,0 +1,7 @@
+"""Assembled models, one file per family."""
+
+from ._inputs import FusionClassifierOutput
+from .attention_fusion import AttentionFusionClassifier
+from .variational_fusion import VariationalFusionClassifier
+
+__all__ = ["AttentionFusionClassifier", "FusionClassifierOutput", "VariationalFusionClassifier"]

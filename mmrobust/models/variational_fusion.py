@@ -1,0 +1,290 @@
+"""Probabilistic encoders and fusion by uncertainty: the published family V4 and the corrected one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_option, check_range, check_size
+from .._precision import widen
+from ..attention import ProxyCrossModalAttention
+from ..encoders import ModalityDecoder, VariationalLSTMEncoder, VariationalMLPEncoder, VariationalOutput
+from ..fusion import FusionOutput, GatedUncertaintyFusion, UncertaintyWeightedFusion, weighted_sum
+from ..fusion.uncertainty import Weighting
+from ..losses.contrastive import ModalityContrastiveLoss
+from ..losses.variational import VariationalLoss
+from ..masking import masked_softmax, zero_missing
+from ..presence import ModalityDropout
+from ._inputs import ABSENCES, Absence, FusionClassifierOutput, InputReader, ModalityInputs, PredictionHeads
+
+# What the published system gives a modality that its dropout took away, instead of leaving it out.
+_PUBLISHED_ABSENT_STD = 1e6
+_WHERE = "VariationalFusionClassifier"
+
+
+class VariationalFusionClassifier(nn.Module):
+    r"""Encode every modality as a Gaussian, fuse by uncertainty, look back by attention, classify or regress.
+
+    Encoders give :math:`\mu_m, \sigma_m, z_m`; the fusion weighs the means (or samples) into a proxy;
+    :class:`ProxyCrossModalAttention` lets the proxy attend to the modalities again; heads read the result. In
+    training the auxiliary loss adds KL terms, reconstruction and, optionally, a contrastive loss between modalities.
+    The reconstruction is denoising: modality dropout acts before the encoders and the targets are the complete input
+    (or ``targets``, when the caller has spoilt the input).
+
+    Args:
+        in_features: Features of every modality; the order here is the order of M everywhere.
+        hidden_features: Latent width H.
+        num_classes: Number of classes C; ``None`` = no class head.
+        num_values: Number of regression targets V; 0 = no value head.
+        sequences: Names of the modalities given as ``(B, T, D)``.
+        dropout: Dropout probability in encoders, decoders, attention and before the heads.
+        fusion: ``"uncertainty"``, ``"gated"``, or ``"mean"`` = equal weights for what is present.
+        weighting: As in :class:`UncertaintyWeightedFusion`, like the four options below.
+        power: Exponent for ``"precision"``.
+        temperature: Softness of the weights.
+        per_dimension: Whether every dimension has weights of its own.
+        prior_expert: Whether a prior N(0, I) takes part.
+        gate_alpha: Share of the uncertainty weights in ``fusion="gated"``.
+        attention: ``"joint"``, ``"per_modality"`` (as published) or ``"none"``.
+        num_heads: Attention heads.
+        modality_dropout: Probability that a training sample loses modalities: :class:`ModalityDropout`.
+        modality_dropout_warmup: Epochs without modality dropout.
+        modality_dropout_ramp: Epochs over which it then rises.
+        absence: ``"exclude"``: absent modalities get weight 0, and modality dropout acts before the encoders.
+            ``"zero_fill"``, as published: absent inputs are zeros that are encoded and fused as if present; modality
+            dropout zeroes means after encoding and sets their std to 1e6, which leaves them some weight.
+        classify_from: ``"mean"`` or ``"sample"``: what the fusion weighs (in eval mode always the mean).
+        kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
+        reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
+        cross_kl_weight: Weight of the KL between modalities.
+        contrastive_weight: Weight of :class:`ModalityContrastiveLoss` on the means; 0 = none.
+        contrastive_features: Width of its projections.
+        reconstruct_from: ``"own"``: each modality from its own sample; ``"fused"``: every modality, dropped ones
+            included, from the weighted sum of the samples.
+        latent_reduction: ``"mean"`` or ``"sum"`` over H in the KL to the prior.
+        symmetric_cross_kl: Whether the KL between modalities goes both ways.
+        free_bits: Free bits of the KL to the prior.
+        kl_warmup: Epochs without KL terms.
+        kl_ramp: Epochs over which they then rise.
+        logvar_bound: ``"soft"`` or ``"clamp"``, as in :class:`VariationalMLPEncoder`.
+
+    Raises:
+        ValueError: If a size or an option does not fit.
+
+    Source: MERTools descendants V4 (variational, proxy attention) after P-RMF, Zhu et al., ACL 2025. The published
+    arithmetic: ``weighting="softmax_inverse_std", attention="per_modality", absence="zero_fill",
+    latent_reduction="sum", symmetric_cross_kl=False, logvar_bound="clamp"``; the defaults correct it.
+
+    Example:
+        >>> model = VariationalFusionClassifier({"audio": 10, "text": 20}, 8, num_classes=3, modality_dropout=0.5)
+        >>> batch = {"audio": torch.randn(4, 10), "text": torch.randn(4, 20)}
+        >>> out = model(batch)
+        >>> out.logits.shape, out.std.shape, bool(out.aux_loss > 0)
+        (torch.Size([4, 3]), torch.Size([4, 2, 8]), True)
+        >>> model.eval()(batch, torch.tensor([[True, False]] * 4)).weights[0].detach()
+        tensor([1., 0.])
+    """
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        hidden_features: int,
+        *,
+        num_classes: int | None = None,
+        num_values: int = 0,
+        sequences: Sequence[str] = (),
+        dropout: float = 0.0,
+        fusion: Literal["uncertainty", "gated", "mean"] = "uncertainty",
+        weighting: Weighting = "precision",
+        power: float = 2.0,
+        temperature: float = 1.0,
+        per_dimension: bool = False,
+        prior_expert: bool = False,
+        gate_alpha: float = 0.5,
+        attention: Literal["joint", "per_modality", "none"] = "joint",
+        num_heads: int = 4,
+        modality_dropout: float = 0.0,
+        modality_dropout_warmup: int = 0,
+        modality_dropout_ramp: int = 0,
+        absence: Absence = "exclude",
+        classify_from: Literal["mean", "sample"] = "mean",
+        kl_weight: float = 0.01,
+        reconstruction_weight: float = 0.1,
+        cross_kl_weight: float = 0.01,
+        contrastive_weight: float = 0.0,
+        contrastive_features: int = 64,
+        reconstruct_from: Literal["own", "fused"] = "own",
+        latent_reduction: Literal["mean", "sum"] = "mean",
+        symmetric_cross_kl: bool = True,
+        free_bits: float = 0.0,
+        kl_warmup: int = 0,
+        kl_ramp: int = 0,
+        logvar_bound: Literal["soft", "clamp"] = "soft",
+    ) -> None:
+        super().__init__()
+        where = _WHERE
+        check_size(where, "hidden_features", hidden_features)
+        check_option(where, "absence", absence, ABSENCES)
+        check_option(where, "classify_from", classify_from, ("mean", "sample"))
+        check_option(where, "reconstruct_from", reconstruct_from, ("own", "fused"))
+        check_range(where, "contrastive_weight", contrastive_weight, 0.0)
+        self.reader, count = InputReader(where, in_features, sequences), len(in_features)
+        self.modalities = tuple(in_features)
+        self.absence, self.classify_from, self.reconstruct_from = absence, classify_from, reconstruct_from
+        self.encoders = _encoders(self.reader, hidden_features, dropout, logvar_bound)
+        self.modality_dropout = ModalityDropout(
+            modality_dropout, warmup_epochs=modality_dropout_warmup, ramp_epochs=modality_dropout_ramp
+        )
+        weighing = {"weighting": weighting, "power": power, "temperature": temperature}
+        weighing |= {"per_dimension": per_dimension, "prior_expert": prior_expert}
+        self.fusion = _fusion(fusion, hidden_features, count, gate_alpha, weighing)
+        self.attention = _attention(attention, hidden_features, num_heads, dropout, count)
+        self.heads = PredictionHeads(where, hidden_features, num_classes, num_values, dropout)
+        self.decoders = _decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None
+        self.variational_loss = VariationalLoss(
+            kl_weight,
+            reconstruction_weight,
+            cross_kl_weight,
+            latent_reduction=latent_reduction,
+            cross_reduction="mean",
+            symmetric=symmetric_cross_kl,
+            free_bits=free_bits,
+            warmup_epochs=kl_warmup,
+            ramp_epochs=kl_ramp,
+        )
+        self.contrastive_weight = contrastive_weight
+        self.contrastive = (
+            ModalityContrastiveLoss(hidden_features, count, contrastive_features) if contrastive_weight > 0 else None
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the current epoch (0-based), which modality dropout and KL warm-up follow."""
+        self.modality_dropout.set_epoch(epoch)
+        self.variational_loss.set_epoch(epoch)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        present: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> FusionClassifierOutput:
+        """Classify a batch.
+
+        Args:
+            inputs: By name, floating features ``(B, D)`` or, for ``sequences``, ``(B, T, D)``. A modality that is
+                left out is absent for the whole batch.
+            present: Bool or integer 0/1 mask ``(B, M)``, True = present.
+            masks: By name, for sequences, bool or integer 0/1 masks ``(B, T)``, True = real step.
+            targets: By name, complete inputs to reconstruct when ``inputs`` are spoilt ones; they count where
+                ``inputs`` are present. ``None`` = the inputs themselves. Used in training only.
+
+        Raises:
+            TypeError: If an input is not floating or a mask neither bool nor integer.
+            ValueError: If a name or a shape does not fit.
+        """
+        x = self.reader.read(inputs, present, masks)
+        exclude = self.absence == "exclude"
+        kept = self.modality_dropout(x.present if exclude else torch.ones_like(x.present))
+        visible = kept if exclude else None
+        latent = self._encode(x, visible)
+        seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
+        if not exclude:
+            seen = zero_missing(seen, kept)
+            std = torch.where(kept.unsqueeze(-1), std, torch.full_like(std, _PUBLISHED_ABSENT_STD))
+        fused, weights = self.fusion(seen, std, visible)
+        if self.attention is not None:
+            fused = self.attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)
+        features, logits, values = self.heads(fused)
+        if self.training:
+            aux_loss = self._aux_loss(x, self._targets(x, targets), latent, weights, visible)
+        else:
+            aux_loss = widen(features).new_zeros(())
+        return FusionClassifierOutput(
+            features, logits, values, aux_loss, weights, latent.mu, latent.std, kept & x.present
+        )
+
+    def _encode(self, x: ModalityInputs, visible: Tensor | None) -> VariationalOutput:
+        """Encode all modalities into one ``(B, M, H)`` Gaussian."""
+        outputs = []
+        for index, (encoder, features, mask) in enumerate(zip(self.encoders, x.features, x.masks, strict=True)):
+            column = None if visible is None else visible[:, index]
+            if mask is not None and column is not None:
+                mask = mask & column.unsqueeze(1)
+            outputs.append(encoder(features, column if mask is None else mask))
+        return VariationalOutput(*(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True)))
+
+    def _targets(self, x: ModalityInputs, targets: Mapping[str, Tensor] | None) -> list[Tensor]:
+        for name in targets or {}:
+            check_option(self.reader.where, "targets", name, self.modalities)
+        given = targets or {}
+        return [given.get(name, own) for name, own in zip(self.modalities, x.features, strict=True)]
+
+    def _aux_loss(
+        self,
+        x: ModalityInputs,
+        targets: list[Tensor],
+        latent: VariationalOutput,
+        weights: Tensor,
+        visible: Tensor | None,
+    ) -> Tensor:
+        rebuilt: list[Tensor | None] = [None] * len(self.modalities)
+        counted = x.present if visible is None else visible
+        if self.decoders is not None:
+            sources = list(latent.z.unbind(1))
+            if self.reconstruct_from == "fused":
+                sources, counted = [weighted_sum(latent.z, weights, visible)] * len(sources), x.present
+            rebuilt = [
+                decoder(source, None if mask is None else mask.shape[1])
+                for decoder, source, mask in zip(self.decoders, sources, x.masks, strict=True)
+            ]
+        loss: Tensor = self.variational_loss(
+            latent.mu, latent.logvar, rebuilt, targets, visible, target_present=counted, masks=x.masks
+        ).total
+        if self.contrastive is not None:
+            loss = loss + self.contrastive_weight * self.contrastive(latent.mu, visible)
+        return loss
+
+
+class _MeanFusion(nn.Module):
+    """Give equal weights to what is present: the simple baseline that takes no notice of uncertainty."""
+
+    def forward(self, mu: Tensor, std: Tensor, present: Tensor | None = None) -> FusionOutput:
+        weights = masked_softmax(mu.new_zeros(mu.shape[:2]), present)
+        return FusionOutput(weighted_sum(mu, weights, present), weights)
+
+
+def _encoders(
+    reader: InputReader, hidden: int, dropout: float, logvar_bound: Literal["soft", "clamp"]
+) -> nn.ModuleList:
+    encoders: list[nn.Module] = []
+    for name, size in reader.sizes.items():
+        kind = VariationalLSTMEncoder if name in reader.sequences else VariationalMLPEncoder
+        encoders.append(kind(size, hidden, dropout, logvar_bound=logvar_bound))
+    return nn.ModuleList(encoders)
+
+
+def _decoders(reader: InputReader, hidden: int, dropout: float) -> nn.ModuleList:
+    return nn.ModuleList(
+        ModalityDecoder(hidden, size, dropout, sequence=name in reader.sequences) for name, size in reader.sizes.items()
+    )
+
+
+def _fusion(kind: str, hidden: int, count: int, alpha: float, weighing: dict[str, Any]) -> nn.Module:
+    check_option(_WHERE, "fusion", kind, ("uncertainty", "gated", "mean"))
+    uncertainty = UncertaintyWeightedFusion(**weighing)
+    if kind == "gated":
+        return GatedUncertaintyFusion(hidden, count, alpha=alpha, **weighing)
+    return uncertainty if kind == "uncertainty" else _MeanFusion()
+
+
+def _attention(kind: str, hidden: int, heads: int, dropout: float, count: int) -> ProxyCrossModalAttention | None:
+    check_option(_WHERE, "attention", kind, ("joint", "per_modality", "none"))
+    if kind == "none":
+        return None
+    if kind == "joint":
+        return ProxyCrossModalAttention(hidden, heads, dropout)
+    return ProxyCrossModalAttention(hidden, heads, dropout, mode="per_modality", num_modalities=count)
