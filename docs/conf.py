@@ -23,6 +23,10 @@ exclude_patterns = ["_build", "results/*/**"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+# A reference that leads nowhere is an error, save those to other projects: no page here needs the network to build.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(torch|collections)\..*|Tensor|optional")]
+
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True

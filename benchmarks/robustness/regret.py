@@ -1,0 +1,66 @@
+"""Regret to specialists: what one robust model loses against models trained for each subset alone."""
+
+from __future__ import annotations
+
+import math
+
+from benchmarks.robustness.metrics import LOWER_IS_BETTER, Scores
+from benchmarks.robustness.rows import View
+
+
+def regret_view(robust: View, specialists: View) -> View:
+    """Compare the subset scores of a robust model with those of the specialists of the same subsets.
+
+    Regret is what the specialist is better by: specialist minus robust, the other way round for errors. Positive is
+    worse than the specialist, negative better.
+
+    Args:
+        robust: the robust model's subset view.
+        specialists: for each subset the scores of the model trained and selected for it alone, on the same rows.
+
+    Returns:
+        Regret by subset, then "mean" and "worst" (largest) over the subsets that have rows.
+
+    Raises:
+        ValueError: if the subsets differ, or specialist and robust model were scored on different rows.
+
+    Example:
+        >>> robust = {"audio": {"accuracy": 0.5}, "text": {"accuracy": 0.9}}
+        >>> specialists = {"audio": {"accuracy": 0.75}, "text": {"accuracy": 0.9}}
+        >>> regret = regret_view(robust, specialists)
+        >>> regret["mean"], regret["worst"]
+        ({'accuracy': 0.125}, {'accuracy': 0.25})
+    """
+    if robust.keys() != specialists.keys():
+        got = _differing(robust.keys() - specialists.keys(), specialists.keys() - robust.keys())
+        raise ValueError(f"regret_view: expected specialists for the subsets of robust, got {got}")
+    view = {subset: _regret(subset, robust[subset], specialists[subset]) for subset in robust}
+    # A subset without rows has fewer scores; it takes no part in either summary.
+    names = dict.fromkeys(name for scores in view.values() for name in scores)
+    columns = {name: [scores.get(name, math.nan) for scores in view.values()] for name in names}
+    view["mean"] = {name: _over(column, "mean") for name, column in columns.items()}
+    view["worst"] = {name: _over(column, "worst") for name, column in columns.items()}
+    return view
+
+
+def _differing(missing: set[str], extra: set[str]) -> str:
+    parts = [f"no {', '.join(sorted(missing))}"] if missing else []
+    return "; ".join(parts + ([f"unknown {', '.join(sorted(extra))}"] if extra else []))
+
+
+def _regret(subset: str, robust: Scores, specialist: Scores) -> Scores:
+    if robust.get("rows") != specialist.get("rows"):
+        rows = f"{robust.get('rows')} and {specialist.get('rows')}"
+        raise ValueError(f"regret_view: expected the same rows for both models in subset {subset}, got {rows}")
+    return {
+        name: (robust[name] - specialist[name]) * (1.0 if name in LOWER_IS_BETTER else -1.0)
+        for name in robust
+        if name != "rows" and name in specialist
+    }
+
+
+def _over(values: list[float], how: str) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan
+    return max(known) if how == "worst" else sum(known) / len(known)

@@ -1,0 +1,103 @@
+"""The report of a CSV of runs: one Markdown file with tables, and its pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.robustness.drawing import save_figure
+from benchmarks.robustness.metrics import LOWER_IS_BETTER
+from benchmarks.robustness.plots import plot_corruption, plot_missing, plot_subsets
+from benchmarks.robustness.rows import parse_column, write_atomically
+from benchmarks.robustness.tables import difference_table, subset_table, summary_table
+
+NOTE = (
+    "Mean over runs ± standard deviation over runs [95 % bootstrap interval of the mean; folds are resampled whole "
+    "where there are several, seeds otherwise]. Worst = the subset or corruption with the worst mean, named in "
+    "brackets. Regret = specialist minus model, negative = better than the specialist."
+)
+PAIRED = (
+    "Mean paired difference to `{reference}` on the same seeds and folds [95 % bootstrap interval]; bold = the "
+    "interval excludes zero."
+)
+
+
+def write_report(
+    frame: pd.DataFrame,
+    folder: str | Path,
+    *,
+    score: str = "weighted_f1",
+    reference: str | None = None,
+    clean: str = "test",
+) -> list[Path]:
+    """Write `summary.md` and the pictures of every data set in the file.
+
+    Args:
+        frame: rows of runs (`read_rows`).
+        folder: where to write; made if needed.
+        score: the metric.
+        reference: configuration to compare with; None = no table of differences.
+        clean: name of the clean view.
+
+    Returns:
+        The files written, the table first.
+
+    Raises:
+        ValueError: if the metric or the reference is not in the file.
+    """
+    folder = Path(folder)
+    sections, pictures = [], []
+    for name, runs in frame.groupby("data", sort=False):
+        runs = runs.dropna(axis=1, how="all")
+        drawn = write_pictures(runs, folder, score=score, stem="" if frame["data"].nunique() == 1 else str(name))
+        sections.append(_section(str(name), runs, score, reference, clean, [path.name for path in drawn]))
+        pictures += drawn
+    write_atomically(folder / "summary.md", "\n\n".join(sections) + "\n")
+    return [folder / "summary.md", *pictures]
+
+
+def write_pictures(
+    frame: pd.DataFrame, folder: str | Path, *, score: str = "weighted_f1", stem: str = ""
+) -> list[Path]:
+    """Write the pictures for which the runs of one data set have columns.
+
+    Args:
+        frame: rows of runs of one data set.
+        folder: where to write.
+        score: the metric.
+        stem: put before each file name.
+
+    Returns:
+        The files written.
+    """
+    views = {column.view for column in filter(None, map(parse_column, frame.columns))}
+    figures = {}
+    if "missing" in views:
+        figures["missing_rate"] = plot_missing(frame, score)
+    if "subset" in views:
+        figures["subsets"] = plot_subsets(frame, score)
+    if "regret" in views:
+        figures["regret"] = plot_subsets(frame, score, "regret")
+    if "corrupt" in views:
+        figures["corruption"] = plot_corruption(frame, (score,))
+    if views & {"weight", "std"}:
+        figures["weights"] = plot_corruption(frame, ("weight", "std"))
+    prefix = re.sub(r"\W+", "_", stem) + "_" if stem else ""
+    paths = [Path(folder) / f"{prefix}{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save_figure(figure, path)
+    return paths
+
+
+def _section(name: str, runs: pd.DataFrame, score: str, reference: str | None, clean: str, pictures: list[str]) -> str:
+    direction = "lower is better" if score in LOWER_IS_BETTER else "higher is better"
+    parts = [f"## {name}: {score} ({direction})", NOTE, summary_table(runs, score, clean)]
+    if reference is not None:
+        title = f"### Difference to {reference}"
+        parts += [title, PAIRED.format(reference=reference), difference_table(runs, reference, score, clean)]
+    for view, title in (("subset", "Each subset of the modalities"), ("regret", "Regret to specialists")):
+        if any(column.view == view for column in filter(None, map(parse_column, runs.columns))):
+            parts += [f"### {title}", subset_table(runs, score, view)]
+    return "\n\n".join([*parts, *(f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures)])

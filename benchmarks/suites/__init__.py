@@ -1,0 +1,15 @@
+"""The cases, one file per family of components; every suite module ends with its ``CASES``."""
+
+from __future__ import annotations
+
+import importlib
+
+from benchmarks.harness.case import Case
+
+SUITES = ("masking", "presence", "encoders", "fusion", "attention", "losses", "models", "startup")
+
+
+def load(suite: str) -> tuple[Case, ...]:
+    """Import one suite and return its cases."""
+    cases: tuple[Case, ...] = importlib.import_module(f"{__name__}.{suite}").CASES
+    return cases

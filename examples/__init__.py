@@ -1,0 +1,1 @@
+"""Complete pipelines and short recipes built on mmrobust."""

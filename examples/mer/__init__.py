@@ -1,0 +1,1 @@
+"""Emotion recognition that survives missing modalities: data, training, evaluation."""

@@ -1,0 +1,51 @@
+"""Writing that leaves either the whole result or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .sets import DataError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; it becomes ``path`` when the block ends well and vanishes when it does not."""
+    scratch = _scratch(path)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like ``atomic_file`` for a folder. One that is there already is replaced at the very end."""
+    scratch = _scratch(path)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            scratch.rename(path)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(path: Path) -> Path:
+    # Beside the target: a rename is atomic only inside one file system.
+    if not path.name or path.name == "..":
+        raise DataError(f"{path}: expected a path that ends in a name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"{path}: expected its parent to be a folder") from None
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,0 +1,78 @@
+"""Validation metrics: weighted F1, macro F1, accuracy, squared error of the score where there is one, and combined."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+MSE_SHARE = 0.25
+
+
+class MaskedSquaredError(Metric):
+    """Mean squared error over the rows whose target is not NaN; NaN when there is no such row."""
+
+    higher_is_better = False
+    total: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, score: Tensor) -> None:
+        known = ~score.isnan()
+        self.total += torch.where(known, values.double() - score.nan_to_num().double(), 0.0).square().sum()
+        self.rows += known.sum()
+
+    def compute(self) -> Tensor:
+        return (self.total / self.rows).float()
+
+
+class FusionMetrics(nn.Module):
+    """All metrics of one split.
+
+    Args:
+        num_classes: number of classes C.
+        with_values: whether the model predicts a score beside the class.
+    """
+
+    def __init__(self, num_classes: int, with_values: bool) -> None:
+        super().__init__()
+        options = {"num_classes": num_classes, "ignore_index": -1, "validate_args": False}
+        self.classes = MetricCollection(
+            {
+                "weighted_f1": MulticlassF1Score(average="weighted", **options),
+                "macro_f1": MulticlassF1Score(average="macro", **options),
+                "accuracy": MulticlassAccuracy(average="micro", **options),
+            }
+        )
+        self.error = MaskedSquaredError() if with_values else None
+        self.broken = SumMetric()
+
+    def update(self, logits: Tensor, label: Tensor, values: Tensor | None = None, score: Tensor | None = None) -> None:
+        """Add a batch: logits (B, C), label (B,) with -1 = none, values (B,), score (B,) with NaN = none."""
+        self.classes.update(logits.float(), label)
+        self.broken.update((~logits.isfinite()).sum())
+        if self.error is not None and values is not None and score is not None:
+            self.error.update(values, score)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the metrics by name; `combined` is weighted F1 - 0.25 * MSE, or weighted F1 without known scores."""
+        result = dict(self.classes.compute())
+        result["combined"] = result["weighted_f1"]
+        if self.error is not None and self.error.update_called:
+            error = self.error.compute()
+            result["valence_mse"] = error
+            result["combined"] = result["combined"] - MSE_SHARE * error.nan_to_num()
+        # NaN logits have an argmax too: a model that diverged must not look like one that always says class 0.
+        result["combined"] = result["combined"].where(self.broken.compute() == 0, torch.nan)
+        return result
+
+    def reset(self) -> None:
+        self.classes.reset()
+        self.broken.reset()
+        if self.error is not None:
+            self.error.reset()

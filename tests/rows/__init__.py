@@ -1,0 +1,1 @@
+"""The rows of the contract tests, one file per module of the package."""

@@ -1,0 +1,117 @@
+"""Contracts on wrong input, on the rows themselves, and on the reasons for skipping."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import nn
+
+import mmrobust
+import tests
+from tests.components import CHECKS, REASONS, ROWS, contract
+from tests.contract import Row, call, draw, make, signature, tensors
+
+NOT_COMPONENTS: dict[str, str] = {}  # public names without a row -> why
+
+
+@contract("wrong-inputs")
+def test_wrong_inputs(row: Row) -> None:
+    """At least three wrong uses: the right exception, naming the component, the argument, what was given, what fits."""
+    assert len(row.wrong) >= 3, f"{row.name} lists {len(row.wrong)} wrong uses"
+    for wrong in row.wrong:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            wrong.use(make(row, dtype=torch.float32), draw(row, dtype=torch.float32))
+        assert caught.type is wrong.error, f"{wrong.id}: {caught.type.__name__}"
+        message = str(caught.value)
+        assert message.startswith((f"{row.public}: ", f"{row.also or row.public}: ")), f"{wrong.id}: {message}"
+        for piece in (*wrong.says, "got"):
+            assert piece in message, f"{wrong.id}: {piece!r} is missing in {message!r}"
+        assert "\n" not in message
+
+
+@contract("row-inputs")
+def test_row_is_honest(row: Row) -> None:
+    """The masks that a row names are masks of the component, and hold both values."""
+    inputs = draw(row)
+    parameters = signature(make(row))
+    takes = _mask_names(parameters)
+    assert set(row.masks) <= takes
+    assert bool(takes) == bool(row.masks), f"takes the masks {takes}"
+    assert set(inputs) <= set(parameters)
+    for name in row.masks:
+        flat = torch.cat([mask.flatten() for _, mask in tensors(inputs[name])])
+        assert flat.dtype == torch.bool
+        assert flat.any()
+        assert not flat.all()
+
+
+def _mask_names(parameters: Iterable[str]) -> set[str]:
+    return {name for name in parameters if name in {"present", "mask", "masks", "target_present"}}
+
+
+def _public() -> dict[str, object]:
+    return {name: getattr(mmrobust, name) for name in mmrobust.__all__ if not name.startswith("__")}
+
+
+def test_every_public_component_has_a_row() -> None:
+    covered = {row.public for row in ROWS} | {row.also for row in ROWS}
+    for name, thing in _public().items():
+        if inspect.isclass(thing) and issubclass(thing, tuple):
+            continue  # the NamedTuples are what components return
+        assert name in covered | set(NOT_COMPONENTS), f"{name} has no row in tests/components.py"
+
+
+def test_excused_names_are_not_stale() -> None:
+    for name, why in NOT_COMPONENTS.items():
+        assert name in _public(), f"{name} is no longer public"
+        assert name not in {row.public for row in ROWS} | {row.also for row in ROWS}, f"{name} has a row by now"
+        assert why
+
+
+def test_modules_of_rows_are_what_they_say() -> None:
+    for row in ROWS:
+        thing = _public()[row.public]
+        if inspect.isclass(thing) and issubclass(thing, nn.Module):
+            assert type(make(row)) is thing, row.name
+
+
+def test_row_names_are_unique() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.fixture(scope="module")
+def checks() -> dict[str, list[str]]:
+    for module in pkgutil.iter_modules(tests.__path__):
+        if module.name.startswith("test_contracts_"):
+            importlib.import_module(f"tests.{module.name}")
+    return CHECKS
+
+
+def test_skip_reasons_are_not_stale(checks: dict[str, list[str]]) -> None:
+    """Every reason excuses a row, none excuses all, and each names checks that exist."""
+    for name, reason in REASONS.items():
+        assert reason.checks <= set(checks), f"{name} names unknown checks {sorted(reason.checks - set(checks))}"
+        excused = [row.name for row in ROWS if reason.applies(row)]
+        assert excused, f"{name} excuses nothing any more"
+        assert len(excused) < len(ROWS), f"{name} excuses everything"
+
+
+def test_every_check_runs_somewhere(checks: dict[str, list[str]]) -> None:
+    assert len(checks) >= 25
+    for check, rows in checks.items():
+        assert rows, f"{check} runs on no row"
+
+
+def test_reasons_hold_in_fact() -> None:
+    """What a reason says about a row is read off the component, not only off the row."""
+    for row in ROWS:
+        outputs = call(make(row), draw(row))
+        assert row.integer == (not any(out.is_floating_point() for out in outputs.values())), row.name
+        assert row.masks or not _mask_names(signature(make(row))), f"{row.name} does take a mask"
+        if row.graph_breaks:
+            assert any(isinstance(m, nn.RNNBase) for m in make(row).modules()), f"{row.name} holds no LSTM"
