@@ -13,6 +13,8 @@ VENV ?= .venv
 PYTEST ?=
 WORKERS ?= logical
 BENCH ?=
+# The PyTorch that `make constraints` pins.
+TORCH ?= 2.13.0
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -64,7 +66,7 @@ bench: $(STAMPS)/bench
 
 # Resolves from nothing: remove the environment first (make clean).
 constraints: | $(VENV)/pyvenv.cfg
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev]' 'torch==$(TORCH)'
 	$(BIN)/python tools/pin.py > constraints.tmp && mv constraints.tmp constraints.txt
 
 api: $(STAMPS)/test

@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,14 @@ def _run(given: argparse.Namespace) -> int:
     backend = given.compile or ("none" if toy else "inductor")
     options = Options(device, ceilings, toy=toy, backend=backend, seed=given.seed, deadline=deadline)
     plan = {suite: _units(load(suite), given) for suite in given.suites or SUITES}
-    options.units_left = sum(len(units) for units in plan.values())
+    sizes = [size for units in plan.values() for _, size in units]
+    options.units_left, options.compiles_left = len(sizes), sum(size.compile for size in sizes)
     settings = {"sizes": given.sizes, "seed": given.seed, "time_budget_s": budget, "compile_backend": backend}
     gc.freeze()  # what is imported by now need not be looked through between the units
     try:
-        statuses = [_run_suite(suite, units, options, settings, given.json) for suite, units in plan.items()]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch\.")  # Inductor's own deprecations
+            statuses = [_run_suite(suite, units, options, settings, given.json) for suite, units in plan.items()]
     finally:
         gc.unfreeze()
     print(f"results in {given.json}; tables and pictures: python -m benchmarks report {given.json}")

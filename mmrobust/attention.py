@@ -39,9 +39,9 @@ class _SingleQueryAttention(nn.Module):
         absorbed = torch.einsum("bnd,ndh->bnh", q, self.key.weight.reshape(self.num_heads, width, features))
         scores = absorbed @ x.transpose(1, 2)
         scores = scores if bias is None else scores + bias.unsqueeze(1)
-        weights = masked_softmax(scores, None if mask is None else mask.unsqueeze(1))
+        weights = masked_softmax(scores, None if mask is None else mask.unsqueeze(1)).to(x.dtype)
         dropped = self.dropout(weights)
-        pooled = dropped.to(x.dtype) @ x
+        pooled = dropped @ x
         value_weight = self.value.weight.reshape(self.num_heads, width, features)
         values = torch.einsum("bnh,ndh->bnd", pooled, value_weight)
         # The bias of a value counts as often as the value does: not at all where nothing is attended to.

@@ -41,6 +41,8 @@ def add_noise(
     """
     check_floating("add_noise", "x", x)
     check_range("add_noise", "snr_db", snr_db)
+    if x.dim() == 1:  # summing over no dimension would sum over all
+        return add_noise(x.unsqueeze(1), snr_db, mask, generator=generator).squeeze(1)
     with no_autocast(x):
         clean = widen(zero_missing(x, mask))
         valid = widen(zero_missing(torch.ones_like(x), mask))

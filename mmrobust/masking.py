@@ -117,8 +117,10 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, dim: int = 1) -> Tensor:
         mask = torch.ones(x.shape[: dim + 1], dtype=torch.bool, device=x.device)
     elif mask.dim() <= dim:
         raise ValueError(f"masked_mean: expected mask to reach dimension {dim} of x, got {mask.dim()} dimensions")
+    mask = as_mask("masked_mean", "mask", mask, **dict(zip(_letters(mask.dim()), x.shape, strict=False)))
+    assert mask is not None
     total = widen(zero_missing(x, mask)).sum(dim)
-    count = mask.ne(0).sum(dim).clamp(min=1)
+    count = mask.sum(dim).clamp(min=1)
     return (total / count.reshape(count.shape + (1,) * (total.dim() - count.dim()))).to(x.dtype)
 
 

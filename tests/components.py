@@ -86,12 +86,12 @@ REASONS: dict[str, Reason] = {
     ),
     "no-gradient": Reason(
         "its output is bool or integer: there is no derivative and no rounding",
-        frozenset({"gradcheck", "half", "autocast", "saved-memory", "compile-gradients"}),
+        frozenset({"gradcheck", "half", "autocast", "saved-memory"}),
         lambda row: row.integer,
     ),
     "dynamo-breaks-on-lstm": Reason(
         "torch.compile leaves nn.LSTM to eager, so the graph breaks there",
-        frozenset({"compile", "compile-one-graph"}),
+        frozenset({"compile"}),
         lambda row: row.graph_breaks,
     ),
     "no-extremes": Reason(

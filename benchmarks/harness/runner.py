@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,16 +29,24 @@ class Options:
     seed: int = 0
     deadline: float = field(default_factory=lambda: time.monotonic() + 600)
     units_left: int = 1
+    compiles_left: int = 1
     compile_seconds: list[float] = field(default_factory=list)
 
     def share(self) -> float:
-        """Return the seconds that the next unit may take."""
-        return max(0.0, self.deadline - time.monotonic()) / max(1, self.units_left)
+        """Return the seconds that the next unit may take, compiling left out."""
+        reserved = self.compiles_left * self.compile_estimate()
+        return max(0.0, self.remaining() - reserved) / max(1, self.units_left)
+
+    def can_compile(self) -> bool:
+        """Say whether compiling leaves a second for every unit that is still to come."""
+        return self.remaining() >= self.compile_estimate() + self.units_left
+
+    def remaining(self) -> float:
+        return self.deadline - time.monotonic()
 
     def compile_estimate(self) -> float:
         """Return what compiling one more contender will cost, judged by the ones before."""
-        known = self.compile_seconds
-        return sum(known) / len(known) if known else 8.0
+        return statistics.median([8.0, 8.0, 8.0, *self.compile_seconds])  # whole models are rare and take minutes
 
 
 def run_unit(suite: str, case: Case, size: Size, options: Options) -> dict[str, Any]:
@@ -61,6 +70,7 @@ def run_unit(suite: str, case: Case, size: Size, options: Options) -> dict[str, 
     except Exception as error:  # a broken case must not take the others with it, and must be seen
         record |= {"status": "error", "message": _one_line(error), "timings": [], "targets": []}
     options.units_left -= 1
+    options.compiles_left -= size.compile
     gc.collect()
     return record
 
@@ -75,10 +85,10 @@ def _run(case: Case, size: Size, options: Options, share: float, record: dict[st
     passing = _check_all(problem, wide, record)
     if record["status"] == "failed":
         return
-    if size.compile or options.toy:
-        passing |= _compiled(problem, wide, options, share, record)
-    del wide
     left = max(0.0, share - (time.monotonic() - start))
+    if size.compile or options.toy:
+        passing |= _compiled(problem, wide, options, record)
+    del wide
     record["timings"] = _time_all(problem, passing, options, left)
     record["targets"] = [_judge(target, record["timings"]) for target in problem.targets]
 
@@ -99,9 +109,7 @@ def _check_all(problem: Problem, wide: Problem, record: dict[str, Any]) -> dict[
     return passing
 
 
-def _compiled(
-    problem: Problem, wide: Problem, options: Options, share: float, record: dict[str, Any]
-) -> dict[str, Contender]:
+def _compiled(problem: Problem, wide: Problem, options: Options, record: dict[str, Any]) -> dict[str, Contender]:
     """Return torch.compile of the eager contender, checked; or note why there is none."""
     eager = problem.contenders.get("eager")
     reason = None
@@ -109,7 +117,7 @@ def _compiled(
         return {}
     if options.backend == "none":
         reason = "torch.compile switched off"
-    elif options.compile_estimate() > share:
+    elif not options.can_compile():
         reason = "time budget"
     if reason is None:
         torch.compiler.reset()
@@ -120,16 +128,25 @@ def _compiled(
         try:
             # Where training is random, its gradients cannot be compared, and eval mode would need one more compilation.
             checks = check_contender("compile", contender, problem, wide, gradients=not problem.stochastic)
+            _train_once(problem, contender)
         except Exception as error:
             reason = f"does not compile: {_one_line(error)}"
         else:
-            options.compile_seconds.append((time.monotonic() - begin) * (2 if problem.stochastic else 1))
+            options.compile_seconds.append(time.monotonic() - begin)
             record["checks"] += [check.record() for check in checks]
             if all(check.passed for check in checks):
                 return {"compile": contender}
             reason = _explain(next(check for check in checks if not check.passed))
     record["skipped"].append({"contender": "compile", "reason": reason})
     return {}
+
+
+def _train_once(problem: Problem, contender: Contender) -> None:
+    """Compile the training path now, where a failure costs no more than this contender."""
+    problem.train(True)
+    for mode, actions in _modes(problem, {"compile": contender}).items():
+        if mode != "forward":
+            actions["compile"]()
 
 
 def _time_all(problem: Problem, passing: dict[str, Contender], options: Options, left: float) -> list[dict[str, Any]]:
@@ -139,7 +156,7 @@ def _time_all(problem: Problem, passing: dict[str, Contender], options: Options,
     for mode, actions in modes.items():
         problem.train(mode != "forward")
         rounds = 1 if clock.self_timed else 2
-        limits = {"min_block": 1e-4, "min_rounds": rounds, "max_rounds": rounds} if options.toy else {}
+        limits: dict[str, Any] = {"min_block": 1e-4, "min_rounds": rounds, "max_rounds": rounds} if options.toy else {}
         samples = interleave(actions, clock, seconds=left / len(modes), **limits)
         floor = _floor(problem, mode, options.ceilings)
         for name, (seconds, iterations) in samples.items():

@@ -40,7 +40,7 @@ def plain_attention(
     q, k, v = _project(attention, proxy, x)
     scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
     scores = scores if factors is None else scores + factors.clamp(min=1e-37).log()[:, None, None]
-    weights = torch.softmax(scores.masked_fill(~mask[:, None, None], -1e9), -1)
+    weights = torch.softmax(torch.where(mask[:, None, None], scores, -1e9), -1)
     weights = F.dropout(weights, dropout, attention.training)
     joined = (weights @ v).transpose(1, 2).flatten(1)
     return F.linear(joined, attention.out.weight, attention.out.bias)

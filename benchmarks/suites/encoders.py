@@ -42,18 +42,18 @@ def linear_flops(rows: int, *modules: nn.Module) -> float:
 
 def plain_gaussian(head: Any, hidden: Tensor, present: Tensor, training: bool) -> tuple[Tensor, ...]:
     """Write out the Gaussian head: mean, softly bounded log-variance, std and a draw; the prior where absent."""
-    gone = ~present.unsqueeze(1)
-    mu = F.linear(hidden, head.mu.weight, head.mu.bias).masked_fill(gone, 0.0)
+    there = present.unsqueeze(1)
+    mu = torch.where(there, F.linear(hidden, head.mu.weight, head.mu.bias), 0.0)
     raw = F.linear(hidden, head.logvar.weight, head.logvar.bias)
-    logvar = (raw / (1 + raw.abs() / 10)).masked_fill(gone, 0.0)
+    logvar = torch.where(there, raw / (1 + raw.abs() / 10), 0.0)
     std = torch.exp(logvar / 2)
-    z = (mu + std * torch.randn_like(std)).masked_fill(gone, 0.0) if training else mu
+    z = torch.where(there, mu + std * torch.randn_like(std), 0.0) if training else mu
     return z, mu, logvar, std
 
 
 def plain_variational_mlp(encoder: Any, x: Tensor, present: Tensor) -> tuple[Tensor, ...]:
     """Write out the encoder: dropout, two Linear-LayerNorm-GELU with a residual projection, the Gaussian head."""
-    x = F.dropout(x.masked_fill(~present.unsqueeze(1), 0.0), encoder.dropout.p, encoder.training)
+    x = F.dropout(torch.where(present.unsqueeze(1), x, 0.0), encoder.dropout.p, encoder.training)
     hidden = x
     for linear, norm in ((encoder.layer1[0], encoder.layer1[1]), (encoder.layer2[0], encoder.layer2[1])):
         hidden = F.linear(hidden, linear.weight, linear.bias)
@@ -75,8 +75,8 @@ def build_variational_mlp(setup: Setup) -> Problem:
 
 def plain_mlp(encoder: Any, x: Tensor, present: Tensor) -> Tensor:
     """Write out the stack: dropout on the input, then Linear (with LayerNorm where there is one) and ReLU."""
-    gone = ~present.unsqueeze(1)
-    x = F.dropout(x.masked_fill(gone, 0.0), encoder.layers[0].p, encoder.training)
+    there = present.unsqueeze(1)
+    x = F.dropout(torch.where(there, x, 0.0), encoder.layers[0].p, encoder.training)
     for layer in encoder.layers[1:]:
         if isinstance(layer, nn.Linear):
             x = F.linear(x, layer.weight, layer.bias)
@@ -84,7 +84,7 @@ def plain_mlp(encoder: Any, x: Tensor, present: Tensor) -> Tensor:
             x = F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
         elif isinstance(layer, nn.ReLU):
             x = F.relu(x)
-    return x.masked_fill(gone, 0.0)
+    return torch.where(there, x, 0.0)
 
 
 def build_mlp(setup: Setup) -> Problem:
@@ -129,7 +129,8 @@ def _sequence_problem(setup: Setup, encoder: nn.Module, eager: Any) -> Problem:
 
 
 def build_variational_lstm(setup: Setup) -> Problem:
-    encoder = setup.module(lambda: VariationalLSTMEncoder(*setup["D H"], _DROPOUT))
+    features, width = setup["D H"]
+    encoder = setup.module(lambda: VariationalLSTMEncoder(features, width, _DROPOUT))
 
     def eager(x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         state = F.dropout(packed_state(encoder.lstm.cells, x, lengths), _DROPOUT, encoder.training)
@@ -140,11 +141,12 @@ def build_variational_lstm(setup: Setup) -> Problem:
 
 
 def build_lstm(setup: Setup) -> Problem:
-    encoder = setup.module(lambda: LSTMEncoder(*setup["D H"], _DROPOUT))
+    features, width = setup["D H"]
+    encoder = setup.module(lambda: LSTMEncoder(features, width, _DROPOUT))
 
     def eager(x: Tensor, lengths: Tensor) -> Tensor:
         state = F.dropout(packed_state(encoder.lstm.cells, x, lengths), _DROPOUT, encoder.training)
-        return state.masked_fill((lengths == 0).unsqueeze(1), 0.0)
+        return torch.where((lengths > 0).unsqueeze(1), state, 0.0)
 
     return _sequence_problem(setup, encoder, eager)
 

@@ -28,12 +28,12 @@ def _gaussians(setup: Setup) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_softmax(scores: Tensor, present: Tensor) -> Tensor:
     """Write out a softmax over the modalities of one sample, zero for samples that have none."""
-    return torch.softmax(scores.masked_fill(~present, -1e9), 1) * present
+    return torch.softmax(torch.where(present, scores, -1e9), 1) * present
 
 
 def plain_weights(std: Tensor, present: Tensor, per_dimension: bool) -> Tensor:
     """Write out inverse-variance weights; with one weight per sample the log-variances are averaged over H."""
-    known = std.masked_fill(~present.unsqueeze(-1), 1.0)
+    known = torch.where(present.unsqueeze(-1), std, 1.0)
     if per_dimension:
         precision = known.square().reciprocal() * present.unsqueeze(-1)
         return precision / precision.sum(1, keepdim=True).clamp(min=1e-30)
@@ -42,14 +42,14 @@ def plain_weights(std: Tensor, present: Tensor, per_dimension: bool) -> Tensor:
 
 def blend(mu: Tensor, weights: Tensor, present: Tensor) -> Tensor:
     """Write out the weighted sum of what is present."""
-    kept = mu.masked_fill(~present.unsqueeze(-1), 0.0)
+    kept = torch.where(present.unsqueeze(-1), mu, 0.0)
     return (kept * (weights if weights.dim() == 3 else weights.unsqueeze(-1))).sum(1)
 
 
 def plain_gate(fusion: Any, mu: Tensor, present: Tensor) -> Tensor:
     """Write out the gate: two linear maps over the joined means, and a softmax over what is present."""
     first, dropout, last = fusion.gate[0], fusion.gate[2], fusion.gate[3]
-    kept = mu.masked_fill(~present.unsqueeze(-1), 0.0)
+    kept = torch.where(present.unsqueeze(-1), mu, 0.0)
     hidden = F.gelu(F.linear(kept.flatten(1), first.weight, first.bias))
     hidden = F.dropout(hidden, dropout.p, fusion.training)
     return plain_softmax(F.linear(hidden, last.weight, last.bias), present)
@@ -82,7 +82,7 @@ def build_published_weights(setup: Setup) -> Problem:
         return uncertainty_weights(std, present, weighting="softmax_inverse_std")
 
     def eager(std: Tensor, present: Tensor) -> Tensor:
-        mean = std.masked_fill(~present.unsqueeze(-1), 1.0).mean(-1)
+        mean = torch.where(present.unsqueeze(-1), std, 1.0).mean(-1)
         powers = torch.exp(1 / (mean + 1e-6)) * present
         return powers / powers.sum(1, keepdim=True).clamp(min=1e-30)
 
@@ -95,8 +95,7 @@ def build_fused_std(setup: Setup) -> Problem:
     weights = plain_softmax(setup.normal(*setup["B M"], grad=False), present).requires_grad_()
 
     def eager(std: Tensor, weights: Tensor, present: Tensor) -> Tensor:
-        gone = ~present.unsqueeze(-1)
-        parts = (weights.unsqueeze(-1) * std).masked_fill(gone, 0.0).square().sum(1)
+        parts = torch.where(present.unsqueeze(-1), weights.unsqueeze(-1) * std, 0.0).square().sum(1)
         some = present.any(1, keepdim=True)
         return torch.where(some, torch.sqrt(torch.where(some, parts, 1.0)), 0.0)
 
@@ -121,7 +120,7 @@ def build_gated(setup: Setup) -> Problem:
 def plain_scores(fusion: Any, x: Tensor, present: Tensor) -> Tensor:
     """Write out the MLP that reads one score per modality from all of them together."""
     layers: list[Any] = [layer for layer in fusion.attention if isinstance(layer, nn.Linear)]
-    hidden = x.masked_fill(~present.unsqueeze(-1), 0.0).flatten(1)
+    hidden = torch.where(present.unsqueeze(-1), x, 0.0).flatten(1)
     hidden = F.dropout(hidden, fusion.attention[0].p, fusion.training)
     for layer in layers[:-1]:
         hidden = F.relu(F.linear(hidden, layer.weight, layer.bias))

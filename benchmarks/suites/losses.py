@@ -109,7 +109,7 @@ def _latents(setup: Setup) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_kl(mu: Tensor, logvar: Tensor, present: Tensor) -> Tensor:
     rows = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(-1)
-    return rows.masked_fill(~present, 0.0).sum() / present.sum().clamp(min=1)
+    return torch.where(present, rows, 0.0).sum() / present.sum().clamp(min=1)
 
 
 def build_gaussian_kl(setup: Setup) -> Problem:
@@ -126,7 +126,7 @@ def plain_cross_kl(mu: Tensor, logvar: Tensor, present: Tensor) -> Tensor:
             ratio = logvar[:, p] - logvar[:, q]
             shift = (mu[:, p] - mu[:, q]).square() / logvar[:, q].exp()
             kl = 0.5 * (ratio.exp() + shift - 1 - ratio).sum(-1)
-            total, count = total + kl.masked_fill(~both, 0.0).sum(), count + both.sum()
+            total, count = total + torch.where(both, kl, 0.0).sum(), count + both.sum()
     return total / count.clamp(min=1)
 
 
@@ -137,7 +137,7 @@ def build_cross_kl(setup: Setup) -> Problem:
 
 def plain_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     rows = (prediction - target.detach()).square().sum(-1)
-    return rows.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def build_reconstruction(setup: Setup) -> Problem:
@@ -207,9 +207,9 @@ def plain_modality_contrast(x: Tensor, present: Tensor) -> Tensor:
         both = present[:, a] & present[:, b]
         logits = F.normalize(x[:, a], dim=-1) @ F.normalize(x[:, b], dim=-1).T / _TEMPERATURE
         positive = logits.diagonal()
-        logits = logits.masked_fill(~(both[:, None] & both[None, :]), -1e9)
+        logits = torch.where(both[:, None] & both[None, :], logits, -1e9)
         rows = (torch.logsumexp(logits, 1) + torch.logsumexp(logits, 0)) / 2 - positive
-        losses.append(rows.masked_fill(~both, 0.0).sum() / both.sum().clamp(min=1))
+        losses.append(torch.where(both, rows, 0.0).sum() / both.sum().clamp(min=1))
         counts.append(both.any())
     return torch.stack(losses).sum() / torch.stack(counts).sum().clamp(min=1)
 

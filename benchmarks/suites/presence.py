@@ -142,7 +142,7 @@ def build_add_noise(setup: Setup) -> Problem:
     x, mask, snr = setup.normal(*setup["B D"], grad=False), setup.mask(setup["B"]), 5.0
 
     def eager(x: Tensor, mask: Tensor) -> Tensor:
-        kept = x.masked_fill(~mask.unsqueeze(1), 0.0)
+        kept = torch.where(mask.unsqueeze(1), x, 0.0)
         scale = (kept.square().mean(1, keepdim=True) * 10 ** (-snr / 10)).sqrt()
         return kept + scale * torch.randn_like(kept)
 

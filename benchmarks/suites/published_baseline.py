@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 # What rebuilds it with AttentionFusionClassifier.
-OPTIONS = {"normalize": "none", "absence": "zero_fill"}
+OPTIONS: dict[str, Any] = {"normalize": "none", "absence": "zero_fill"}
 
 
 class PublishedBaseline(nn.Module):

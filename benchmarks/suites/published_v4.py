@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # What rebuilds it with VariationalFusionClassifier.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "weighting": "softmax_inverse_std",
     "attention": "per_modality",
     "absence": "zero_fill",

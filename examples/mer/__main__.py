@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ COMMANDS = {
     "evaluate": ("examples.mer.evaluate", "evaluate_command", "robustness of trained checkpoints"),
     "ablate": ("examples.mer.ablate", "ablate_command", "train and evaluate configurations x seeds x folds"),
     "demo": ("examples.mer.demo", "demo_command", "synthesize, train and compare two models in two minutes"),
-    "synthesize": ("examples.mer.synthesize", "main", "write a synthetic set in the MER2023 layout"),
-    "convert": ("examples.mer.convert", "main", "turn the published pickled labels into CSV"),
+    "synthesize": ("examples.mer.prepare", "synthesize_command", "write a synthetic set in the MER2023 layout"),
+    "convert": ("examples.mer.prepare", "convert_command", "turn the published pickled labels into CSV"),
 }
 USAGE = "usage: python -m examples.mer {" + ",".join(COMMANDS) + "} [--help] [--debug] ..."
 LONGEST = 600
+# Their messages speak for themselves.
+EXPECTED = (ArgumentError, KeyboardInterrupt, OSError, SystemExit, TypeError, ValueError)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -24,13 +27,19 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if debug:
+        os.environ["MER_DEBUG"] = "1"  # for the processes of `ablate` too
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, *(f"  {name:<11} {what}" for name, (_, _, what) in COMMANDS.items()), sep="\n")
         return 0 if words else 2
     try:
         run(words[0], words[1:])
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _complain(_one_line(stop) if str(stop) else "interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has enough; Python would complain again while closing it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except SystemExit as stop:
         return _status(stop)
     except Exception as error:
@@ -52,7 +61,7 @@ def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines) or type(error).__name__
     # An unexpected error says what kind it is, as there is no traceback to tell.
-    if not isinstance(error, ValueError | OSError | TypeError | ArgumentError):
+    if not isinstance(error, EXPECTED):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from .cli import MerCLI
+from .arguments import CONFIGS, Arguments, add_run_arguments, find_config, split_overrides
+from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Outcome, Result, fingerprint, run_jobs
-from .predict import VIEWS, list_tests
+from .predict import list_tests
 from .reporting import report
 from .specialists import add_regret, specialist_jobs
 from .task import build_model
 
-CONFIGS = Path(__file__).parent / "configs"
 ALL = (
     "baseline",
     "robust_v1",
@@ -30,24 +31,6 @@ ALL = (
     "v4_pure_vae",
     "robust",
 )
-
-
-class Arguments(argparse.ArgumentParser):
-    """A parser whose errors are exceptions: one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog.rpartition(' ')[2]}: {message}")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `ablate` and `evaluate` share."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for CSV, tables, pictures and finished runs")
-    parser.add_argument("--workers", type=int, default=2, help="parallel processes (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: %(default)s)")
-    parser.add_argument("--score", default="weighted_f1", help="metric of tables and pictures (default: %(default)s)")
-    parser.add_argument("--views", nargs="*", default=list(VIEWS), choices=VIEWS, help="default: all")
-    parser.add_argument("--draws", type=int, default=10, help="draws per missing rate (default: %(default)s)")
-    parser.add_argument("--specialist-epochs", type=int, help="epochs of a specialist (default: as the run)")
 
 
 def ablate_command(args: Sequence[str]) -> None:
@@ -64,8 +47,8 @@ def ablate_command(args: Sequence[str]) -> None:
     parser.add_argument("--reference", default="baseline", help="compare with this one (default: %(default)s)")
     parser.add_argument("--regret", action="store_true", help="also train specialists for every subset")
     add_run_arguments(parser)
-    given, overrides = parser.parse_known_args(args)
-    check_overrides("ablate", overrides)
+    own, overrides = split_overrides(args)
+    given = parser.parse_args(own)
     csv, files = ablate(given, overrides)
     print("", files[0].read_text(encoding="utf-8"), sep="\n")
     print(*(str(path) for path in (csv, *files)), sep="\n")
@@ -92,9 +75,10 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     return finish("ablate", results, failures, len(jobs), given, data)
 
 
-def plan(
-    given: argparse.Namespace, overrides: Sequence[str]
-) -> tuple[list[tuple[Job, dict[str, Any]]], MultimodalData]:
+Planned = tuple[Job, dict[str, Any]]
+
+
+def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Planned], MultimodalData]:
     """Check every configuration before the first run starts; make the jobs, each with its resolved configuration."""
     files = [find_config(name, CONFIGS) for name in given.configs]
     shared = [find_config(given.data_config, CONFIGS / "data")] if given.data_config else []
@@ -102,63 +86,69 @@ def plan(
     if len(set(names)) < len(names):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(names)}")
     data: MultimodalData | None = None
-    jobs = []
+    jobs: list[Planned] = []
     for file in files:
         words = tuple(word for path in (file, *shared) for word in ("--config", str(path))) + tuple(overrides)
+        # The data is read once here: its errors are the same for all.
         cli = MerCLI(words, build=data is None, trainer={"enable_progress_bar": False})
         data = cli.datamodule if data is None else data
-        config, settings = yaml.safe_load(cli.stored), cli.config.model
-        try:
-            build_model(settings.family, settings.options, data.in_features, num_classes=data.num_classes,
-                        num_values=data.num_values, sequences=data.sequences)  # fmt: skip
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {error}") from None
-        identity = fingerprint(cli, given.views, given.draws)
+        _check(file, cli, data, given.folds)
         label = shared[0].stem if shared else Path(data.root).stem
-        for seed in given.seeds:
-            for fold in given.folds:
-                path = given.out / "runs" / f"{file.stem}-seed{seed}-fold{fold}.json"
-                job = Job(file.stem, label, seed, fold, words, str(path), identity, (), tuple(given.views), given.draws)
-                jobs.append((job, config))
+        jobs += _jobs(file.stem, label, cli, given)
     assert data is not None
     return jobs, data
 
 
-def find_config(name: str, folder: Path) -> Path:
-    """Find a configuration given as a file or as a name in `folder`."""
-    for path in (Path(name), folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise FileNotFoundError(f"{name}: no such configuration; expected a YAML file or one of {known}")
+def _check(file: Path, cli: MerCLI, data: MultimodalData, folds: Sequence[int]) -> None:
+    settings = cli.config.model
+    sizes = {"num_classes": data.num_classes, "num_values": data.num_values, "sequences": data.sequences}
+    try:
+        build_model(settings.family, settings.options, data.in_features, **sizes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    for fold in folds:
+        if not 0 <= fold < cli.config.data.folds:
+            raise ValueError(f"ablate: --folds: expected 0 to {cli.config.data.folds - 1}, got {fold}")
 
 
-def check_overrides(command: str, words: Sequence[str]) -> None:
-    """Let only settings of data, model, trainer and early stopping through to the configuration."""
-    for word in words:
-        if word.startswith("-") and not word.startswith(("--data.", "--model.", "--trainer.", "--early_stopping.")):
-            raise ValueError(f"{command}: unknown argument {word!r}; see --help")
-    if words and not words[0].startswith("--"):
-        raise ValueError(f"{command}: unexpected {words[0]!r}; see --help")
+def _jobs(name: str, label: str, cli: MerCLI, given: argparse.Namespace) -> list[Planned]:
+    identity, config = fingerprint(cli, given.views, given.draws), yaml.safe_load(cli.stored)
+    # What is run is what was checked, even if somebody edits a configuration meanwhile.
+    words = ("--config", str(store_config(cli.stored, given.out / "configs" / f"{name}-{identity}.yaml")))
+    jobs = []
+    for seed, fold in product(given.seeds, given.folds):
+        path = given.out / "runs" / f"{name}-seed{seed}-fold{fold}.json"
+        job = Job(name, label, seed, fold, words, str(path), identity, (), tuple(given.views), given.draws)
+        jobs.append((job, config))
+    return jobs
 
 
 def complete(jobs: Sequence[Job], *, workers: int, threads: int, score: str) -> tuple[dict[str, Result], list[Outcome]]:
     """Run all jobs with a line for each; return the results by path, and the failures."""
     done: dict[str, Result] = {}
     failures: list[Outcome] = []
-    with closing(run_jobs(jobs, workers=workers, threads=threads)) as outcomes:
-        for number, outcome in enumerate(outcomes, start=1):
-            result = outcome.result
-            if result is None:
-                failures.append(outcome)
-                text = f"FAILED: {outcome.error}"
-            else:
-                done[outcome.job.path] = result
-                text = f"epoch {result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s"
-                if "views" in result:
-                    text = f"{score} {result['views'][result['clean']][''].get(score, float('nan')):.3f}, {text}"
-            print(f"[{number}/{len(jobs)}] {outcome.job.label}: {text}", flush=True)
+    try:
+        with closing(run_jobs(jobs, workers=workers, threads=threads)) as outcomes:
+            for number, outcome in enumerate(outcomes, start=1):
+                if outcome.result is None:
+                    failures.append(outcome)
+                else:
+                    done[outcome.job.path] = outcome.result
+                print(f"[{number}/{len(jobs)}] {outcome.job.label}: {_summary(outcome, score)}", flush=True)
+    except KeyboardInterrupt:
+        kept = f"{len(done)} of {len(jobs)} runs are kept"
+        raise KeyboardInterrupt(f"interrupted; {kept}, the same command goes on with the others") from None
     return done, failures
+
+
+def _summary(outcome: Outcome, score: str) -> str:
+    result = outcome.result
+    if result is None:
+        return f"FAILED: {outcome.error}"
+    text = f"epoch {result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s"
+    if "views" not in result:
+        return text
+    return f"{score} {result['views'][result['clean']][''].get(score, float('nan')):.3f}, {text}"
 
 
 def finish(

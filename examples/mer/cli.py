@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from .callbacks import MONITOR, Checkpoints, EpochSeed, PatientStopping, StoreConfig
 from .checkpoints import check_fits, load_checkpoint
 from .data import DataError, MultimodalData
+from .files import atomic_file
 from .task import FROM_DATA, FusionTask
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -176,10 +177,20 @@ def _check_names(where: str, names: Iterable[str], allowed: set[str]) -> None:
 
 def _from_data(name: str) -> Callable[[MultimodalData], Any]:
     def read(data: MultimodalData) -> Any:
-        data.setup("fit")
+        if not data.num_classes:
+            raise DataError(
+                f"{data.root}: expected labelled rows, got data.label = {data.columns['label']!r} without any"
+            )
         return getattr(data, name)
 
     return read
+
+
+def store_config(stored: str, path: Path) -> Path:
+    """Write a resolved configuration to a file, for runs in other processes."""
+    with atomic_file(path) as scratch:
+        scratch.write_text(stored, encoding="utf-8")
+    return path
 
 
 def quiet() -> None:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .ablate import Arguments, ablate
+from .ablate import ablate
+from .arguments import Arguments
 from .predict import VIEWS
 from .synthesize import MARKER, synthesize
 

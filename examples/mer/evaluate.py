@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
-from .ablate import Arguments, add_run_arguments, check_overrides, complete
+from .ablate import complete
+from .arguments import Arguments, add_run_arguments, split_overrides
 from .checkpoints import check_fits, load_checkpoint
-from .cli import MerCLI
+from .cli import MerCLI, store_config
 from .data import MultimodalData
-from .files import atomic_file
 from .jobs import Job, Result, fingerprint
 from .normalize import Standardizer
 from .predict import Member, list_tests, predictor, views_on_tests
@@ -60,10 +61,11 @@ def evaluate_command(args: Sequence[str]) -> None:
     parser.add_argument("--no-regret", action="store_true", help="train no specialists")
     parser.add_argument("--reference", help="configuration to compare with")
     add_run_arguments(parser)
-    given, overrides = parser.parse_known_args(args)
-    check_overrides("evaluate", overrides)
+    own, overrides = split_overrides(args)
+    given = parser.parse_args(own)
     if given.specialist_seeds < 1:
         raise ValueError(f"evaluate: --specialist-seeds: expected at least 1, got {given.specialist_seeds}")
+    torch.set_num_threads(given.threads)
     trained = [open_checkpoint(path, overrides, given.out) for path in given.checkpoints]
     groups: dict[Any, list[Trained]] = {}
     for one in trained:
@@ -82,10 +84,8 @@ def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:
     checkpoint = load_checkpoint(path)
     config: str = checkpoint["config"]
     # A file, as specialists are trained from the same words in other processes.
-    stored = out / "configs" / f"{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
-    with atomic_file(stored) as scratch:
-        scratch.write_text(config, encoding="utf-8")
-    words = ("--config", str(stored), *overrides)
+    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
+    words = ("--config", str(store_config(config, out / "configs" / name)), *overrides)
     cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
     check_fits(path, checkpoint, cli.model)
     cli.model.load_state_dict(checkpoint["state_dict"])

@@ -72,7 +72,7 @@ def _answer(
 
 def _translate(x: Tensor, name: str, shared: Standardizer, own: Standardizer, real: Tensor) -> Tensor:
     raw = x * shared.scale[name] + shared.mean[name]
-    return zero_missing((raw - own.mean[name]) / own.scale[name], real)
+    return zero_missing(((raw - own.mean[name]) / own.scale[name]).to(x.dtype), real)
 
 
 def views_on_tests(

@@ -74,9 +74,10 @@ class ModalityDecoder(nn.Module):
 
 
 def _positions(steps: int, features: int, like: Tensor) -> Tensor:
-    place = torch.arange(steps, device=like.device, dtype=torch.float32).unsqueeze(1)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    place = torch.arange(steps, device=like.device, dtype=dtype).unsqueeze(1)
     index = torch.arange(features, device=like.device)
-    angle = place * torch.exp((index // 2) * (-2.0 * math.log(10000.0) / features))
+    angle = place * torch.exp((index // 2).to(dtype) * (-2.0 * math.log(10000.0) / features))
     return torch.where(index % 2 == 0, angle.sin(), angle.cos()).to(like.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import as_mask, check_floating, check_shape, check_size
+from .._checks import as_mask, check_floating, check_shape, check_size, check_tensor
 from ..masking import lengths_to_mask, zero_missing
 from ._gaussian import GaussianHead, VariationalOutput, check_dropout, check_widths
 
@@ -179,9 +179,13 @@ def _final_state(
     check_floating(where, "x", x)
     check_shape(where, "x", x, B=None, T=None, D=in_features)
     batch, steps = x.shape[:2]
-    if mask is not None and mask.dim() == 1:
-        check_shape(where, "mask", mask, B=batch)
-        mask = lengths_to_mask(mask, steps)
+    if mask is not None:
+        check_tensor(where, "mask", mask)
+        if mask.dim() == 1 and not mask.is_floating_point() and mask.dtype != torch.bool:
+            check_shape(where, "mask", mask, B=batch)
+            mask = lengths_to_mask(mask, steps)
     mask = as_mask(where, "mask", mask, B=batch, T=steps)
     final: Tensor = lstm(zero_missing(x, mask), mask)
-    return final, None if mask is None else mask.any(1)
+    if mask is None:
+        return final, torch.zeros(batch, dtype=torch.bool, device=x.device) if steps == 0 else None
+    return final, mask.any(1)

@@ -228,6 +228,7 @@ class UncertaintyWeightedFusion(nn.Module):
             ValueError: If a shape does not fit.
         """
         mu, std = stack_gaussians("UncertaintyWeightedFusion", mu, std)
+        present = as_mask("UncertaintyWeightedFusion", "present", present, B=mu.shape[0], M=mu.shape[1])
         weights = self.weights(std, present)
         return FusionOutput(weighted_sum(mu, weights, present), weights.to(mu.dtype))
 

@@ -44,15 +44,15 @@ def cross_entropy(
         log_p = widen(zero_missing(logits.movedim(1, -1), valid)).log_softmax(-1)
         weight = None if weight is None else weight.to(log_p.dtype)
         on_target, on_each = _smoothed_target(smoothing, convention, logits.shape[1])
-        item_weight = torch.ones_like(log_p[..., 0]) if weight is None else weight[labels]
+        item_weight = valid.to(log_p.dtype) if weight is None else torch.where(valid, weight[labels], 0.0)
         picked = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         inner, outer = (gamma, 0.0) if focal_factor == "per_class" else (0.0, gamma)
         loss = on_target * item_weight * _focal(-picked, picked, inner)
         if on_each:
             terms = _focal(-log_p, log_p, inner)
             loss = loss + on_each * (terms if weight is None else terms * weight).sum(-1)
-        loss = zero_missing(_focal(loss, picked, outer), valid)
-        return _reduce(loss, zero_missing(item_weight, valid), reduction)
+        loss = torch.where(valid, _focal(loss, picked, outer), 0.0)
+        return _reduce(loss, item_weight, reduction)
 
 
 def _focal(loss: Tensor, log_p: Tensor, gamma: float) -> Tensor:

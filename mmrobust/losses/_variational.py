@@ -23,17 +23,19 @@ def tangent_exp(x: Tensor) -> Tensor:
 
 
 def divergence(shift: Tensor, logvar_gap: Tensor) -> Tensor:
-    """Return the KL of two Gaussians per dimension, from (mu - mu') / std' and logvar - logvar'."""
+    """Return twice the KL of two Gaussians per dimension, from (mu - mu') / std' and logvar - logvar'."""
     bounded = logvar_gap.clamp(max=_MAX_EXPONENT)
     excess = bounded.expm1()  # of the variance ratio over 1; exact where two Gaussians nearly agree
-    excess = excess + (logvar_gap - bounded) * (excess + 1.0)
-    return 0.5 * (shift.square() + excess - logvar_gap)
+    excess = torch.addcmul(excess, logvar_gap - bounded, excess + 1.0)
+    return torch.addcmul(excess - logvar_gap, shift, shift)
 
 
-def mean_rows(kl: Tensor, reduction: str, valid: Tensor | None) -> Tensor:
-    """Sum or average the last dimension, then average the rows that are valid."""
-    rows = kl.sum(-1) if reduction == "sum" else kl.mean(-1)
-    return masked_mean(rows.flatten(), None if valid is None else valid.flatten(), dim=0)
+def mean_rows(twice_kl: Tensor, reduction: str, valid: Tensor | None) -> Tensor:
+    """Halve, sum or average the last dimension, then average the rows that are valid."""
+    rows = 0.5 * (twice_kl.sum(-1) if reduction == "sum" else twice_kl.mean(-1))
+    if valid is None:
+        return rows.sum() / max(rows.numel(), 1)
+    return torch.where(valid, rows, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def check_gaussians(where: str, mu: Tensor, logvar: Tensor, present: Tensor | None, reduction: str) -> Tensor | None:
@@ -54,6 +56,7 @@ def squared_error(
     target: Tensor,
     mask: Tensor | None,
     reduction: str,
+    batch: int | None = None,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the squared error averaged over what counts, and how much counts.
@@ -62,22 +65,21 @@ def squared_error(
     """
     check_floating(where, names[0], prediction)
     check_floating(where, names[1], target)
-    if prediction.dim() < 2:
-        raise ValueError(f"{where}: expected {names[0]} of shape (B, ..., D), got {tuple(prediction.shape)}")
+    if prediction.dim() < 2 or (batch is not None and prediction.shape[0] != batch):
+        expected = "(B, ..., D)" if batch is None else f"(B, ..., D) with B = {batch}"
+        raise ValueError(f"{where}: expected {names[0]} of shape {expected}, got {tuple(prediction.shape)}")
     check_same_shape(where, names[1], target, names[0], prediction)
     check_option(where, "feature_reduction", reduction, ("sum", "mean"))
-    if mask is None:
-        mask = prediction.new_ones(prediction.shape[:1], dtype=torch.bool)
-    check_tensor(where, names[2], mask)
-    keep = as_mask(where, names[2], mask, **_leading(prediction, mask.dim(), "T"))
-    assert keep is not None
-    if rows is not None:
-        if prediction.shape[0] != rows.shape[0]:
-            raise ValueError(f"{where}: expected {names[0]} of B = {rows.shape[0]} rows, got {tuple(prediction.shape)}")
-        keep = keep & rows.reshape(rows.shape + (1,) * (keep.dim() - 1))
+    keep = rows
+    if mask is not None:
+        check_tensor(where, names[2], mask)
+        keep = as_mask(where, names[2], mask, **_leading(prediction, mask.dim(), "T"))
+        if rows is not None and keep is not None:
+            keep = keep & rows.reshape(rows.shape + (1,) * (keep.dim() - 1))
     with no_autocast(prediction):
-        error = widen(zero_missing(prediction, keep)) - widen(zero_missing(target.detach(), keep))
-        counted = _count(keep, prediction.shape, reduction)
+        # A difference hands its gradient on unchanged, so zeroing after it is as safe as before it, and half the work.
+        error = zero_missing(widen(prediction) - widen(target.detach()), keep)
+        counted = _count(keep, prediction, reduction)
         return error.square().sum() / counted.clamp(min=1), counted
 
 
@@ -86,7 +88,8 @@ def mean_errors(
     reconstructions: Sequence[Tensor | None],
     targets: Sequence[Tensor | None],
     masks: Sequence[Tensor | None],
-    rows: Tensor,
+    batch: int,
+    keep: Tensor | None,
     reduction: str,
 ) -> Tensor | None:
     """Average the squared errors of the modalities of which something counts; None when none is reconstructed."""
@@ -94,17 +97,19 @@ def mean_errors(
     for m, (prediction, target) in enumerate(zip(reconstructions, targets, strict=True)):
         if prediction is not None and target is not None:
             names = (f"reconstructions[{m}]", f"targets[{m}]", f"masks[{m}]")
-            error, counted = squared_error(where, names, prediction, target, masks[m], reduction, rows[:, m])
+            rows = None if keep is None else keep[:, m]
+            error, counted = squared_error(where, names, prediction, target, masks[m], reduction, batch, rows)
             errors.append(error)
             counts.append(counted > 0)
     return masked_mean(torch.stack(errors), torch.stack(counts), dim=0) if errors else None
 
 
-def _count(keep: Tensor, shape: torch.Size, reduction: str) -> Tensor:
+def _count(keep: Tensor | None, x: Tensor, reduction: str) -> Tensor:
     """Count the features that count, or for ``"sum"`` the rows that have any."""
-    if keep.dim() == len(shape):
+    keep = x.new_ones(x.shape[:1], dtype=torch.bool) if keep is None else keep
+    if keep.dim() == x.dim():
         return keep.any(-1).sum() if reduction == "sum" else keep.sum()
-    return keep.sum() * math.prod(shape[keep.dim() : -1 if reduction == "sum" else None])
+    return keep.sum() * math.prod(x.shape[keep.dim() : -1 if reduction == "sum" else None])
 
 
 def _leading(x: Tensor, dims: int, second: str) -> dict[str, int | None]:

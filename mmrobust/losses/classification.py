@@ -199,6 +199,7 @@ class FocalLoss(nn.Module):
         self.register_buffer("weight", class_weights("FocalLoss", weight))
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         return f"gamma={self.gamma}, reduction={self.reduction!r}"
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -239,6 +240,7 @@ class LabelSmoothingCrossEntropy(nn.Module):
         self.register_buffer("weight", class_weights("LabelSmoothingCrossEntropy", weight))
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         return f"smoothing={self.smoothing}, convention={self.convention!r}, reduction={self.reduction!r}"
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -281,6 +283,7 @@ class FocalLabelSmoothingLoss(nn.Module):
         self.register_buffer("weight", class_weights("FocalLabelSmoothingLoss", weight))
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         names = ("gamma", "smoothing", "convention", "focal_factor", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .._checks import as_mask, check_floating, check_range, check_shape, check_size, stack_modalities
 from .._precision import no_autocast, widen
-from ..masking import masked_mean, zero_missing
+from ..masking import zero_missing
 
 _NO_DIRECTION = 1e-12
-_ABSENT_LOGIT = -1e30  # finite, so that a row without any key keeps a finite gradient; exp gives exactly 0
+_ABSENT_LOGIT = -1e30  # exp gives exactly 0; finite, so that a row without any key makes no NaN on the way
 
 
 def info_nce_loss(
@@ -78,7 +78,8 @@ def info_nce_loss(
     with no_autocast(query):
         query, key = (_unit(zero_missing(x, valid)) for x in (query, key))
         extra = None if negatives is None else _unit(negatives)
-        return masked_mean(_info_nce_rows(query, key, valid, temperature, symmetric, extra), valid, dim=0)
+        rows = _info_nce_rows(query, key, valid, temperature, symmetric, extra)
+        return rows.sum() / _count(rows, valid)
 
 
 def modality_contrastive_loss(
@@ -126,7 +127,8 @@ def modality_contrastive_loss(
         second = torch.stack([units[b] for _, b in pairs])
         valid = None if keep is None else torch.stack([keep[:, a] & keep[:, b] for a, b in pairs])
         rows = _info_nce_rows(first, second, valid, temperature, symmetric=True)
-        return masked_mean(masked_mean(rows, valid, dim=1), None if valid is None else valid.any(1), dim=0)
+        losses = rows.sum(1) / _count(rows, valid)  # 0 for a pair without rows
+        return losses.sum() / (len(pairs) if valid is None else valid.any(1).sum().clamp(min=1))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -156,7 +158,12 @@ def _info_nce_rows(
     loss = torch.cat([logits, *extra], dim=-1).logsumexp(-1) - positive
     if symmetric:
         loss = (loss + logits.logsumexp(-2) - positive) / 2
-    return loss if valid is None else zero_missing(loss, valid)
+    return loss if valid is None else torch.where(valid, loss, 0.0)
+
+
+def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:
+    """Return how many rows ``(..., B)`` are valid, at least 1."""
+    return max(rows.shape[-1], 1) if valid is None else valid.sum(-1).clamp(min=1)
 
 
 class InfoNCELoss(nn.Module):
@@ -178,6 +185,7 @@ class InfoNCELoss(nn.Module):
         self.temperature, self.symmetric = temperature, symmetric
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         return f"temperature={self.temperature}, symmetric={self.symmetric}"
 
     def forward(
@@ -231,6 +239,7 @@ class ModalityContrastiveLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         return f"temperature={self.temperature}"
 
     def forward(self, mu: Tensor | Sequence[Tensor], present: Tensor | None = None) -> Tensor:

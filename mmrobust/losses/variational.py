@@ -65,10 +65,10 @@ def gaussian_kl(
     check_range("gaussian_kl", "free_bits", free_bits, 0.0)
     with no_autocast(mu):
         mu, logvar = (widen(zero_missing(x, keep)) for x in (mu, logvar))
-        kl = divergence(mu, logvar)
+        twice_kl = divergence(mu, logvar)
         if free_bits > 0.0:
-            kl = kl.clamp(min=free_bits)
-        return mean_rows(kl, latent_reduction, keep)
+            twice_kl = twice_kl.clamp(min=2.0 * free_bits)
+        return mean_rows(twice_kl, latent_reduction, keep)
 
 
 def cross_modal_kl(
@@ -116,11 +116,11 @@ def cross_modal_kl(
         mu, logvar = (widen(zero_missing(x, keep)) for x in (mu, logvar))
         # All ordered pairs at once, (B, M, M, H): no index kernels, and M is small.
         shift = (mu.unsqueeze(2) - mu.unsqueeze(1)) * tangent_exp(-0.5 * logvar).unsqueeze(1)
-        kl = divergence(shift, logvar.unsqueeze(2) - logvar.unsqueeze(1))
+        twice_kl = divergence(shift, logvar.unsqueeze(2) - logvar.unsqueeze(1))
         pairs = torch.ones(mu.shape[1], mu.shape[1], dtype=torch.bool, device=mu.device).triu(1)
         pairs = pairs | pairs.mT if symmetric else pairs
         valid = pairs if keep is None else pairs & keep.unsqueeze(2) & keep.unsqueeze(1)
-        return mean_rows(kl, latent_reduction, valid.expand(kl.shape[:-1]))
+        return mean_rows(twice_kl, latent_reduction, valid.expand(twice_kl.shape[:-1]))
 
 
 def reconstruction_loss(
@@ -232,6 +232,7 @@ class VariationalLoss(nn.Module):
         self.symmetric = symmetric
 
     def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
         names: tuple[str, ...] = ("kl_weight", "reconstruction_weight", "cross_kl_weight", "latent_reduction")
         names += ("feature_reduction", "cross_reduction", "symmetric", "free_bits")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
@@ -278,8 +279,7 @@ class VariationalLoss(nn.Module):
             if len(values) != count:
                 raise ValueError(f"{where}: expected {name} of length M = {count}, got {len(values)}")
         rows = keep if rows is None else rows
-        rows = torch.ones_like(mu[..., 0], dtype=torch.bool) if rows is None else rows
-        reconstruction = mean_errors(where, reconstructions, targets, masks, rows, self.feature_reduction)
+        reconstruction = mean_errors(where, reconstructions, targets, masks, batch, rows, self.feature_reduction)
         reconstruction = kl.new_zeros(()) if reconstruction is None else reconstruction
         prior = self.schedule.factor() * (self.kl_weight * kl + self.cross_kl_weight * cross_kl)
         return VariationalLossOutput(prior + self.reconstruction_weight * reconstruction, kl, reconstruction, cross_kl)

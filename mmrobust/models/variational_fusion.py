@@ -194,7 +194,7 @@ class VariationalFusionClassifier(nn.Module):
         seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
         if not exclude:
             seen = zero_missing(seen, kept)
-            std = torch.where(kept.unsqueeze(-1), std, torch.full_like(std, _PUBLISHED_ABSENT_STD))
+            std = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
         fused, weights = self.fusion(seen, std, visible)
         if self.attention is not None:
             fused = self.attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)

@@ -1,4 +1,4 @@
-"""The benchmark cases: every public component has one, and every one runs, rightly, at toy sizes."""
+"""The benchmark cases and the command line: every public component has a case, and every case runs at toy sizes."""
 
 from __future__ import annotations
 
@@ -102,3 +102,27 @@ def test_training_arithmetic_agrees_when_nothing_is_random(build: Any, monkeypat
     for name, contender in problem.contenders.items():
         assert relative_error(outputs[name], outputs[contender.reference]) < 1e-10, name
     assert build is models.build_attention_model or float(outputs["ours"][3].detach()) != 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fusio"], "unknown suite 'fusio': expected models, attention"),
+        (["--time-budget", "0"], "--time-budget: expected a positive number"),
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--sizes", "huge"], "invalid choice: 'huge'"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_report_on_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert main(["report", str(tmp_path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "nowhere: expected a folder" in first
+    assert "expected at least one .json file" in second

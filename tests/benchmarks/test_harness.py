@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.__main__ import main
 from benchmarks.harness import measure, report, results
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size, Target, tensors
 from benchmarks.harness.check import relative_error
@@ -41,6 +40,11 @@ def unit(problem: Any, **options: Any) -> dict[str, Any]:
 
 def double(x: Tensor) -> Tensor:
     return 2 * x
+
+
+def same(setup: Setup) -> Problem:
+    contenders = {"ours": Contender(double, "ours"), "eager": Contender(double, "eager")}
+    return Problem(contenders, (setup.normal(4),))
 
 
 def test_a_wrong_result_is_reported_and_not_timed() -> None:
@@ -100,11 +104,7 @@ def test_an_exception_becomes_a_record_that_fits_the_schema(tmp_path: Path) -> N
 
 
 def test_compile_is_checked_and_timed_like_the_others() -> None:
-    def problem(setup: Setup) -> Problem:
-        contenders = {"ours": Contender(double, "ours"), "eager": Contender(double, "eager")}
-        return Problem(contenders, (setup.normal(4),))
-
-    record = unit(problem, backend="eager")
+    record = unit(same, backend="eager")
     assert [check["quantity"] for check in record["checks"] if check["contender"] == "compile"] == [
         "outputs",
         "gradients",
@@ -130,11 +130,7 @@ def test_what_does_not_compile_is_left_out_with_the_reason() -> None:
 
 
 def test_compile_is_left_out_when_the_time_is_short() -> None:
-    def problem(setup: Setup) -> Problem:
-        contenders = {"ours": Contender(double, "ours"), "eager": Contender(double, "eager")}
-        return Problem(contenders, (setup.normal(4),))
-
-    record = unit(problem, backend="eager", deadline=0.0)
+    record = unit(same, backend="eager", deadline=0.0)
     assert record["skipped"] == [{"contender": "compile", "reason": "time budget"}]
     assert record["status"] == "ok"
 
@@ -241,8 +237,7 @@ def document(cases: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize(("other", "verdict", "shown"), [(2e-3, "faster", "2.00"), (5e-4, "slower", "**0.50**"),
                                                          (1.1e-3, "equal", "1.10")])  # fmt: skip
 def test_losses_are_shown_like_wins(other: float, verdict: str, shown: str) -> None:
-    record = unit(lambda setup: Problem({"ours": Contender(double, "ours"), "eager": Contender(double, "eager")},
-                                        (setup.normal(2),)))  # fmt: skip
+    record = unit(same)
     record["timings"] = [timing("ours", 1e-3, "ours"), timing("eager", other)]
     made = document([record])
     results.validate(made)
@@ -277,8 +272,7 @@ def test_durations_and_amounts_read_well() -> None:
     ],
 )
 def test_the_schema_refuses(change: Any, where: str) -> None:
-    record = unit(lambda setup: Problem({"ours": Contender(double, "ours"), "eager": Contender(double, "eager")},
-                                        (setup.normal(2),)))  # fmt: skip
+    record = unit(same)
     made = json.loads(json.dumps(document([record])))
     results.validate(made)
     change(made)
@@ -295,27 +289,3 @@ def test_files_are_strict_json_and_written_whole(tmp_path: Path) -> None:
     path.write_text('{"a": NaN}', encoding="utf-8")
     with pytest.raises(results.ResultError, match=r"cpu-fusion\.json: expected a strict JSON .* NaN is not JSON"):
         results.read(path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["fusio"], "unknown suite 'fusio': expected masking, presence"),
-        (["--time-budget", "0"], "--time-budget: expected a positive number"),
-        (["--threads", "0"], "--threads: expected at least 1, got 0"),
-        (["--sizes", "huge"], "invalid choice: 'huge'"),
-    ],
-)
-def test_wrong_use_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert says in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_report_on_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path / "nowhere")]) == 2
-    assert main(["report", str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "nowhere: expected a folder" in first
-    assert "expected at least one .json file" in second

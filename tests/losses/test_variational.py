@@ -114,6 +114,15 @@ def test_extreme_log_variances(size: float, dtype: torch.dtype) -> None:
         assert (grad.sign() == logvar.sign()).all()
 
 
+def test_two_collapsed_modalities_are_pulled_apart() -> None:
+    """Both variances vanish beside a distance between the means: the gradient still widens them."""
+    mu = torch.tensor([[[0.0], [1.0]]])
+    logvar = torch.full((1, 2, 1), -1e4, requires_grad=True)
+    (grad,) = torch.autograd.grad(cross_modal_kl(mu, logvar), logvar)
+    assert grad.isfinite().all()
+    assert (grad < 0).all()
+
+
 def test_exponentials_are_exact_for_bounded_encoders() -> None:
     """Log-variances at opposite bounds of [-10, 10]: the published blow-up of 2.4e8, exact; the bend is smooth."""
     mu = torch.zeros(1, 2, 1, dtype=torch.float64)

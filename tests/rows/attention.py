@@ -97,7 +97,7 @@ def _row(label: str, mode: str, sequences: bool, **more: Any) -> Row:
             "1e-30": scaled("modalities", "proxy", by=1e-30),
             "0": scaled("modalities", "proxy", by=0.0),
             "weights 0": scaled("weights", by=0.0),
-            "weights 1e30": scaled("weights", by=1e30),
+            "weights 1e10": scaled("weights", by=1e10),
         },
         **more,
     )

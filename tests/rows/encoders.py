@@ -64,6 +64,8 @@ _step_wrong = (
     wrong("mask", "float", lambda m: m.float(), "bool", "torch.float32", error=TypeError),
     wrong("mask", "steps", lambda m: m[:, 1:], "(4, 4)", "(4, 3)"),
 )
+# A layer norm squares its input, and float32 ends at 1e38.
+_normed = {"1e15": scaled("x", by=1e15), "1e-30": scaled("x", by=1e-30), "0": scaled("x", by=0.0)}
 _sizes = {"1e30": scaled("x", by=1e30), "1e-30": scaled("x", by=1e-30), "0": scaled("x", by=0.0)}
 
 
@@ -116,7 +118,7 @@ def _mlp(label: str, widths: Any, activation: str, **options: Any) -> Row:
         ),
         masks=("present",),
         stochastic=bool(options.get("dropout") or options.get("input_dropout")),
-        extremes=_sizes,
+        extremes=_normed if options.get("normalization") == "layer" else _sizes,
     )
 
 
@@ -147,7 +149,7 @@ ROWS = (
             build_wrong("logvar_bound", lambda: VariationalMLPEncoder(D, H, logvar_bound="hard"), "'soft'", "'hard'"),
             build_wrong("init_logvar", lambda: VariationalMLPEncoder(D, H, init_logvar=11.0), "10", "11.0"),
         ),
-        extremes=_sizes,
+        extremes=_normed,
     ),
     _variational_mlp(
         "[clamp,same-width]",
@@ -158,7 +160,7 @@ ROWS = (
             *(w for w in _vector_wrong if "features" not in w.id),
             wrong("x", "features", lambda x: x[..., 1:], "D", f"{H}"),
         ),
-        extremes=_sizes,
+        extremes=_normed,
     ),
     _lstm(VariationalLSTMEncoder, ""),
     _lstm(VariationalLSTMEncoder, "[two-layers,bidirectional]", 2, True),

@@ -1,0 +1,63 @@
+"""Words of the command line that several commands understand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .predict import VIEWS
+from .reporting import METRICS
+
+CONFIGS = Path(__file__).parent / "configs"
+OVERRIDES = ("--data.", "--model.", "--trainer.", "--early_stopping.")
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser whose errors are exceptions: one line, without the usage."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog.rpartition(' ')[2]}: {message}")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `ablate` and `evaluate` share."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for CSV, tables, pictures and finished runs")
+    parser.add_argument("--workers", type=int, default=2, help="parallel processes (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: %(default)s)")
+    parser.add_argument(
+        "--score", default="weighted_f1", choices=METRICS, help="metric of tables and pictures (default: %(default)s)"
+    )
+    parser.add_argument("--views", nargs="*", default=list(VIEWS), choices=VIEWS, help="default: all")
+    parser.add_argument("--draws", type=int, default=10, help="draws per missing rate (default: %(default)s)")
+    parser.add_argument("--specialist-epochs", type=int, help="epochs of a specialist (default: as the run)")
+
+
+def find_config(name: str, folder: Path) -> Path:
+    """Find a configuration given as a file or as a name in `folder`."""
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"{name}: no such configuration; expected a YAML file or one of {known}")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate a command's own words from settings of data, model, trainer and early stopping with their values."""
+    own, overrides = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith(OVERRIDES):
+            own.append(word)
+        elif "=" in word:
+            overrides.append(word)
+        else:
+            value = next(rest, None)
+            if value is None:
+                raise ValueError(f"{word}: expected a value")
+            overrides += [word, value]
+    return own, overrides
