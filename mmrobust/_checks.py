@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def check_range(
 
 def check_size(where: str, name: str, value: object, low: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer, torch.SymInt)):
         raise TypeError(f"{where}: expected {name} to be an integer, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{where}: expected {name} of at least {low}, got {value}")

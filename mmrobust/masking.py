@@ -6,6 +6,8 @@ Masks are bool and True means present, as in ``scaled_dot_product_attention`` an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,9 +48,12 @@ def zero_missing(x: Tensor, mask: Tensor | None = None) -> Tensor:
             f"zero_missing: expected mask to have a shape that begins the shape of x {tuple(x.shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    keep = as_mask("zero_missing", "mask", mask, **dict(zip(_letters(mask.dim()), mask.shape, strict=True)))
-    assert keep is not None
-    return torch.where(keep.reshape(keep.shape + (1,) * (x.dim() - keep.dim())), x, x.new_zeros(()))
+    keep = mask
+    if mask.dtype != torch.bool:
+        keep = _as_mask("zero_missing", mask)
+    return torch.where(
+        keep.reshape(keep.shape + (1,) * (x.dim() - keep.dim())), x, False if x.dtype == torch.bool else 0
+    )
 
 
 def masked_softmax(logits: Tensor, mask: Tensor | None = None, dim: int = -1) -> Tensor:
@@ -117,8 +122,7 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, dim: int = 1) -> Tensor:
         mask = torch.ones(x.shape[: dim + 1], dtype=torch.bool, device=x.device)
     elif mask.dim() <= dim:
         raise ValueError(f"masked_mean: expected mask to reach dimension {dim} of x, got {mask.dim()} dimensions")
-    mask = as_mask("masked_mean", "mask", mask, **dict(zip(_letters(mask.dim()), x.shape, strict=False)))
-    assert mask is not None
+    mask = _as_mask("masked_mean", mask, x.shape[: mask.dim()])
     total = widen(zero_missing(x, mask)).sum(dim)
     count = mask.sum(dim).clamp(min=1)
     return (total / count.reshape(count.shape + (1,) * (total.dim() - count.dim()))).to(x.dtype)
@@ -151,16 +155,17 @@ def lengths_to_mask(lengths: Tensor, max_length: int) -> Tensor:
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def _letters(count: int) -> list[str]:
-    return [f"d{index}" for index in range(count)]
+def _as_mask(where: str, mask: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    check_tensor(where, "mask", mask)
+    shape = mask.shape if shape is None else shape
+    keep = as_mask(where, "mask", mask, **{f"d{index}": size for index, size in enumerate(shape)})
+    assert keep is not None
+    return keep
 
 
 def _broadcast_mask(where: str, mask: Tensor, x: Tensor) -> Tensor:
-    check_tensor(where, "mask", mask)
-    keep = as_mask(where, "mask", mask, **dict(zip(_letters(mask.dim()), mask.shape, strict=True)))
-    assert keep is not None
     try:
-        return keep.expand(x.shape)
+        return _as_mask(where, mask).expand(x.shape)
     except RuntimeError:
         raise ValueError(
             f"{where}: expected mask to broadcast to the shape of logits {tuple(x.shape)}, got {tuple(mask.shape)}"

@@ -15,6 +15,8 @@ from ._checks import as_mask, check_range, check_size, check_tensor
 from ._random import uniform
 from ._schedules import EpochSchedule
 
+_MAX_BITS = 16  # subsets whose number a float32 draw resolves well
+
 
 def presence_from_zeros(x: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Tensor:
     """Read presence from all-zero rows, the silent sign of absence in published feature sets.
@@ -203,26 +205,37 @@ class ModalityDropout(nn.Module):
         assert keep is not None
         if not self.training or self.p == 0.0:
             return keep
-        batch, modalities = keep.shape
-        draws = uniform((batch, modalities + 2), generator, keep.device)
-        affected = draws[:, :1] < self.p * self.schedule.factor()
-        lost = self._draw_size(keep.sum(1, keepdim=True), draws[:, 1:2], modalities)
-        # Random order among what is present; the first `lost` of it go.
-        order = torch.where(keep, draws[:, 2:], 2.0).argsort(1).argsort(1)
-        return keep & ~((order < lost) & affected)
+        affected = uniform((keep.shape[0], 1), generator, keep.device) < self.p * self.schedule.factor()
+        if self.size_weights is None and keep.shape[1] <= _MAX_BITS:
+            gone = _draw_any_subset(keep, generator)
+        else:
+            gone = self._draw_by_size(keep, generator)
+        return keep & ~(gone & affected)
 
-    def _draw_size(self, count: Tensor, draw: Tensor, modalities: int) -> Tensor:
-        """Turn uniform draws into how many of ``count`` present modalities go (inverse distribution function)."""
-        size = torch.arange(1, modalities, device=count.device)
+    def _draw_by_size(self, keep: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw how many go, by the inverse distribution function, then which, as the first of a random order."""
+        batch, modalities = keep.shape
+        draws = uniform((batch, modalities + 1), generator, keep.device)
+        count, size = keep.sum(1, keepdim=True), torch.arange(1, modalities, device=keep.device)
         if self.size_weights is None:
             chance = _log_choose(count, size).exp()
         else:
             chance = F.pad(self.size_weights, (0, modalities - 1 - self.size_weights.numel()))
         chance = torch.where(size < count, chance, 0.0)
-        below = chance.cumsum(1) - chance
-        total = chance.sum(1, keepdim=True)
-        lost = (draw * total >= below).sum(1, keepdim=True)
-        return torch.where(total > 0, lost.minimum(count - 1), 0)
+        below, total = chance.cumsum(1) - chance, chance.sum(1, keepdim=True)
+        lost = (draws[:, :1] * total >= below).sum(1, keepdim=True)
+        lost = torch.where(total > 0, lost.minimum(count - 1), 0)
+        order = torch.where(keep, draws[:, 1:], 2.0).argsort(1).argsort(1)
+        return order < lost
+
+
+def _draw_any_subset(keep: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a non-empty proper subset of what is present: the bits of a number from 1 to 2**count - 2."""
+    rank = keep.cumsum(1)  # 1 for the first modality that is present, 2 for the second...
+    subsets = (1 << rank[:, -1:]) - 2
+    draw = uniform((keep.shape[0], 1), generator, keep.device)
+    number = (1 + (draw * subsets).long()).minimum(subsets)
+    return ((number << 1) >> rank) % 2 == 1
 
 
 def _log_choose(count: Tensor, size: Tensor) -> Tensor:

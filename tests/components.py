@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.contract import Row
-from tests.rows import attention, encoders, fusion, losses, masking, models, presence
+from tests.rows import attention, encoders, fusion, losses, masking, models, presence, variational
 
 ROWS: tuple[Row, ...] = (
     *masking.ROWS,
@@ -22,6 +22,7 @@ ROWS: tuple[Row, ...] = (
     *fusion.ROWS,
     *attention.ROWS,
     *losses.ROWS,
+    *variational.ROWS,
     *models.ROWS,
 )
 
@@ -53,9 +54,7 @@ REASONS: dict[str, Reason] = {
     ),
     "no-step-axis": Reason("takes no sequences", frozenset({"single-step"}), lambda row: "T" not in row.letters),
     "no-classes": Reason("has no classes", frozenset({"class-counts"}), lambda row: "C" not in row.letters),
-    "no-mask": Reason(
-        "has no mask argument", frozenset({"integer-mask", "mask-none"}), lambda row: not row.masks
-    ),
+    "no-mask": Reason("has no mask argument", frozenset({"integer-mask", "mask-none"}), lambda row: not row.masks),
     "nothing-absent": Reason(
         "nothing of its input can be marked absent",
         frozenset({"all-absent"}),
@@ -82,7 +81,9 @@ REASONS: dict[str, Reason] = {
         "draws random numbers in training", frozenset({"train-is-eval"}), lambda row: row.stochastic
     ),
     "draws-nothing": Reason(
-        "draws no random numbers in training", frozenset({"train-draws", "compile-training"}), lambda row: not row.stochastic
+        "draws no random numbers in training",
+        frozenset({"train-draws", "compile-training"}),
+        lambda row: not row.stochastic,
     ),
     "no-gradient": Reason(
         "its output is bool or integer: there is no derivative and no rounding",
@@ -94,9 +95,7 @@ REASONS: dict[str, Reason] = {
         frozenset({"compile"}),
         lambda row: row.graph_breaks,
     ),
-    "no-extremes": Reason(
-        "moves values without arithmetic", frozenset({"extremes"}), lambda row: not row.extremes
-    ),
+    "no-extremes": Reason("moves values without arithmetic", frozenset({"extremes"}), lambda row: not row.extremes),
 }
 
 

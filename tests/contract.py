@@ -154,7 +154,9 @@ def with_grad(row: Row, inputs: Inputs) -> Inputs:
     return {key: on.get(key, value) for key, value in inputs.items()}
 
 
-def gradients(row: Row, module: nn.Module, inputs: Inputs, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients(
+    row: Row, module: nn.Module, inputs: Inputs, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return outputs and all gradients: ``input.`` ones and ``parameter.`` ones (missing = zeros)."""
     inputs = with_grad(row, inputs)
     for parameter in module.parameters():
@@ -169,11 +171,17 @@ def gradients(row: Row, module: nn.Module, inputs: Inputs, seed: int = 0) -> tup
     return {name: out.detach() for name, out in outputs.items()}, grads
 
 
-def assert_close(got: Mapping[str, Tensor], want: Mapping[str, Tensor], rtol: float, atol: float, what: str = "") -> None:
+def assert_close(
+    got: Mapping[str, Tensor], want: Mapping[str, Tensor], rtol: float, atol: float, what: str = ""
+) -> None:
     assert got.keys() == want.keys(), f"{what}: {sorted(got)} against {sorted(want)}"
     for name in want:
         torch.testing.assert_close(
-            got[name].double(), want[name].double(), rtol=rtol, atol=atol, msg=lambda text, n=name: f"{what} {n}: {text}"
+            got[name].double(),
+            want[name].double(),
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, n=name: f"{what} {n}: {text}",
         )
 
 

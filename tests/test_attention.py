@@ -78,8 +78,10 @@ def test_permuting_modalities_permutes_weights(mode: str, order: list[int], seed
 
 
 @settings(max_examples=20)
-@given(rows=st.lists(st.lists(st.booleans(), min_size=M, max_size=M), min_size=1, max_size=5),
-       fill=st.sampled_from([float("nan"), float("inf"), 7.0]))
+@given(
+    rows=st.lists(st.lists(st.booleans(), min_size=M, max_size=M), min_size=1, max_size=5),
+    fill=st.sampled_from([float("nan"), float("inf"), 7.0]),
+)
 def test_absent_values_change_no_bit(rows: list[list[bool]], fill: float) -> None:
     attention, present = _attention(), torch.tensor(rows)
     proxy, x = _normal(len(rows), H), _normal(len(rows), M, H, seed=1)

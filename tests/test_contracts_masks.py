@@ -30,7 +30,9 @@ def fill_unread(row: Row, inputs: dict, value: float) -> dict:
     assert row.real is not None
     real = row.real(inputs)
     return {
-        key: tree_map(lambda x, keep: torch.where(keep, x, value), inputs[key], real[key]) if key in real else inputs[key]
+        key: tree_map(lambda x, keep: torch.where(keep, x, value), inputs[key], real[key])
+        if key in real
+        else inputs[key]
         for key in inputs
     }
 
@@ -163,8 +165,11 @@ def test_modality_order_does_not_matter(row: Row, order: list[int], seed: int) -
 
     def permuted(values: dict) -> dict:
         return {
-            k: [v[i] for i in order] if isinstance(v, list) and k in axes else
-            v.index_select(axes[k], index) if k in axes and v is not None else v
+            k: [v[i] for i in order]
+            if isinstance(v, list) and k in axes
+            else v.index_select(axes[k], index)
+            if k in axes and v is not None
+            else v
             for k, v in values.items()
         }
 
@@ -193,10 +198,8 @@ def _strided(x: torch.Tensor) -> torch.Tensor:
 def test_strided_inputs(row: Row) -> None:
     """Non-contiguous inputs give what contiguous ones give."""
     module, inputs = make(row), draw(row)
-    outputs, grads = gradients(row, module, inputs)
     strided = {key: tree_map(_strided, value) for key, value in inputs.items()}
-    strided_outputs = call(module, strided)
-    assert_close(strided_outputs, outputs, rtol=1e-12, atol=1e-12)
+    assert_close(call(module, strided), call(module, inputs), rtol=1e-12, atol=1e-12)
 
 
 @contract("expanded")

@@ -177,7 +177,9 @@ class TestPatterns:
 
     def test_random_presence_sizes_and_generator(self) -> None:
         assert random_presence(0, 3, 0.5).shape == (0, 3)
-        assert torch.equal(random_presence(9, 3, 0.5, generator=generator(3)), random_presence(9, 3, 0.5, generator=generator(3)))
+        assert torch.equal(
+            random_presence(9, 3, 0.5, generator=generator(3)), random_presence(9, 3, 0.5, generator=generator(3))
+        )
         for arguments, name in (((-1, 3, 0.5), "batch"), ((2, 0, 0.5), "modalities"), ((2, 3, 1.5), "rate")):
             with pytest.raises(ValueError, match=f"random_presence: expected {name}"):
                 random_presence(*arguments)
@@ -276,8 +278,11 @@ class TestDropFrames:
 def test_corruptions_keep_dtype_shape_and_input(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=generator()).to(dtype)
     before = x.clone()
-    for spoil in (lambda v, g: add_noise(v, 5.0, generator=g), lambda v, g: scale_rows(v, 6.0, generator=g),
-                  lambda v, g: shuffle_rows(v, generator=g)):
+    for spoil in (
+        lambda v, g: add_noise(v, 5.0, generator=g),
+        lambda v, g: scale_rows(v, 6.0, generator=g),
+        lambda v, g: shuffle_rows(v, generator=g),
+    ):
         state = torch.get_rng_state()
         first, second = spoil(x, generator(4)), spoil(x, generator(4))
         assert first.dtype == dtype

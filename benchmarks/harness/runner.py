@@ -41,6 +41,13 @@ class Options:
         """Say whether compiling leaves a second for every unit that is still to come."""
         return self.remaining() >= self.compile_estimate() + self.units_left
 
+    def limits(self, self_timed: bool) -> dict[str, Any]:
+        """Return how long and how often to measure: toy runs measure nothing, late ones hurry."""
+        if self.toy:
+            rounds = 1 if self_timed else 2
+            return {"min_block": 1e-4, "min_rounds": rounds, "max_rounds": rounds}
+        return {"min_rounds": 7 if self.remaining() > 0 else 3}
+
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
 
@@ -155,9 +162,7 @@ def _time_all(problem: Problem, passing: dict[str, Contender], options: Options,
     timings = []
     for mode, actions in modes.items():
         problem.train(mode != "forward")
-        rounds = 1 if clock.self_timed else 2
-        limits: dict[str, Any] = {"min_block": 1e-4, "min_rounds": rounds, "max_rounds": rounds} if options.toy else {}
-        samples = interleave(actions, clock, seconds=left / len(modes), **limits)
+        samples = interleave(actions, clock, seconds=left / len(modes), **options.limits(clock.self_timed))
         floor = _floor(problem, mode, options.ceilings)
         for name, (seconds, iterations) in samples.items():
             peak = None if problem.timer == "self" else peak_bytes(actions[name], options.device)

@@ -16,11 +16,13 @@ from benchmarks.robustness.tables import difference_table, subset_table, summary
 NOTE = (
     "Mean over runs ± standard deviation over runs [95 % bootstrap interval of the mean; folds are resampled whole "
     "where there are several, seeds otherwise]. Worst = the subset or corruption with the worst mean, named in "
-    "brackets. Regret = specialist minus model, negative = better than the specialist."
+    "brackets. Regret = specialist minus model, negative = better than the specialist. The intervals are about "
+    "training (seeds) or people (folds); where all runs share one test set, its sampling error comes on top."
 )
 PAIRED = (
     "Mean paired difference to `{reference}` on the same seeds and folds [95 % bootstrap interval]; bold = the "
-    "interval excludes zero."
+    "interval, of at least 5 folds or seeds, excludes zero. Each cell is a comparison of its own: one in twenty is bold "
+    "by chance."
 )
 
 

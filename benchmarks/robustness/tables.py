@@ -13,6 +13,7 @@ from benchmarks.robustness.rows import Column, parse_column, parse_corruption
 from benchmarks.robustness.statistics import Reduce, Summary, clusters_of, compare, pair_runs, summarize
 
 NOTHING = "–"
+MIN_CLUSTERS = 5  # with fewer the interval covers too little: see `statistics.interval`
 
 
 class Measure(NamedTuple):
@@ -97,7 +98,7 @@ def difference_table(
 ) -> str:
     """Write one line per configuration: mean paired difference to the reference [bootstrap interval].
 
-    Runs are paired by seed and fold. An interval that excludes zero is set in bold.
+    Runs are paired by seed and fold. An interval of at least 5 clusters that excludes zero is set in bold.
 
     Args:
         frame: rows of runs of one data set.
@@ -194,7 +195,8 @@ def _difference_cell(summary: Summary) -> str:
     if math.isnan(summary.mean):
         return NOTHING
     cell = f"{summary.mean:+.3f}{_interval(summary, '+.3f')}"
-    return f"**{cell}**" if summary.low > 0 or summary.high < 0 else cell
+    excludes_zero = summary.low > 0 or summary.high < 0
+    return f"**{cell}**" if excludes_zero and summary.clusters >= MIN_CLUSTERS else cell
 
 
 def _interval(summary: Summary, form: str) -> str:

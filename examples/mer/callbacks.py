@@ -34,7 +34,7 @@ class EpochSeed(Callback):
 class StoreConfig(Callback):
     """Write the configuration and the validation scores into each checkpoint.
 
-    `evaluate` then needs nothing but the file.
+    `evaluate` then needs nothing but the file and the data: standardisation is measured again on its training rows.
     """
 
     def __init__(self, name: str, config: str) -> None:

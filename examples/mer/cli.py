@@ -96,9 +96,10 @@ class MerCLI(LightningCLI):
 
     def _stored(self) -> str:
         config = self.config.clone()
-        for key in CALL_ARGUMENTS:
+        # What is linked comes from another setting or from the data, and may not be given.
+        for key in (*CALL_ARGUMENTS, "data.seed", *(f"model.{name}" for name in FROM_DATA)):
             config.pop(key, None)
-        return self.parser.dump(config, skip_none=False, skip_validation=True)
+        return str(yaml.safe_dump(config.as_dict(), sort_keys=False))
 
     def instantiate_classes(self) -> None:
         if not self.build:

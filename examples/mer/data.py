@@ -174,7 +174,7 @@ class MultimodalData(L.LightningDataModule):
             standardizer = Standardizer.fit(sets["train"])
             sets = {name: standardizer.apply(part) for name, part in sets.items()}
         if self.only is not None:
-            sets = {name: part.keep_only(self.only) for name, part in sets.items()}
+            sets = {name: _only(name, part, self.only) for name, part in sets.items()}
         self._sets, self._class_names = sets, source.class_names
 
     def _limit(self, index: np.ndarray) -> np.ndarray:
@@ -257,3 +257,9 @@ def _parts(source: Source, splitting: dict[str, int]) -> dict[str, np.ndarray]:
     rows = source.rows
     group = None if rows.group is None else rows.group.numpy()
     return assign_parts(rows.label.numpy(), part=source.part, group=group, fold_array=source.fold, **splitting)
+
+
+def _only(name: str, part: MultimodalSet, only: Sequence[str]) -> MultimodalSet:
+    """Keep some modalities; rows that have none of them teach and select nothing, but stay in a test part."""
+    part = part.keep_only(only)
+    return part if name.startswith("test") else part.subset(part.present.any(1).nonzero().squeeze(1))

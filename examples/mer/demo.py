@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +23,10 @@ def demo_command(args: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="parallel processes (default: %(default)s)")
     given = parser.parse_args(args)
     root = given.out / "synthetic-mer2023"
-    if not (root / MARKER).exists():
+    marker = root / MARKER
+    if not marker.exists() or json.loads(marker.read_text(encoding="utf-8"))["scale"] != given.scale:
         print(f"making a synthetic set in the MER2023 layout: {root}", flush=True)
-        synthesize(root, scale=given.scale)
+        synthesize(root, scale=given.scale, overwrite=True)
     print("training baseline and robust", flush=True)
     settings = argparse.Namespace(
         configs=["baseline", "robust"],

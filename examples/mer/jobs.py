@@ -60,7 +60,7 @@ class Job(NamedTuple):
         return f"{self.config} seed {self.seed} fold {self.fold}{only}"
 
     def finished(self) -> Result | None:
-        """Read the result if the job has one and nothing has changed since."""
+        """Read the result if the job has one of the same settings, data and version; edits of the code are not seen."""
         try:
             result: Result = json.loads(Path(self.path).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):

@@ -66,7 +66,9 @@ class FusionMetrics(nn.Module):
         if self.error is not None and self.error.update_called:
             error = self.error.compute()
             result["valence_mse"] = error
-            result["combined"] = result["combined"] - MSE_SHARE * error.nan_to_num()
+            # Without a known score the error is 0 / 0; a NaN of the model's own stays and is never selected.
+            known = self.error.rows > 0
+            result["combined"] = result["combined"] - MSE_SHARE * torch.where(known, error, 0.0)
         # NaN logits have an argmax too: a model that diverged must not look like one that always says class 0.
         result["combined"] = result["combined"].where(self.broken.compute() == 0, torch.nan)
         return result

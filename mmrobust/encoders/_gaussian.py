@@ -14,6 +14,7 @@ from .._random import normal_like
 from ..masking import zero_missing
 
 LOGVAR_LIMIT = 10.0
+_OVERFLOW = 1e6  # softsign(inf) is NaN; half precision reaches inf at 65504
 
 
 class VariationalOutput(NamedTuple):
@@ -74,7 +75,7 @@ class GaussianHead(nn.Module):
         raw = widen(self.logvar(hidden))
         if self.logvar_bound == "soft":
             # softsign keeps a gradient everywhere: a saturated unit can come back, unlike after a clamp.
-            bounded = LOGVAR_LIMIT * F.softsign(raw / LOGVAR_LIMIT)
+            bounded = LOGVAR_LIMIT * F.softsign(raw.clamp(-_OVERFLOW, _OVERFLOW) / LOGVAR_LIMIT)
         else:
             bounded = raw.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
         mu = zero_missing(self.mu(hidden), present)

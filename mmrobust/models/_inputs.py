@@ -34,7 +34,10 @@ class FusionClassifierOutput(NamedTuple):
 
 
 class ModalityInputs(NamedTuple):
-    """Inputs in the order of the constructor: absent entries zero, step masks ``None`` for vectors."""
+    """Inputs in the order of the constructor: absent entries zero, step masks ``None`` for vectors.
+
+    The step masks say nothing about presence: an absent sequence has all of its (zero) steps.
+    """
 
     features: list[Tensor]
     masks: list[Tensor | None]
@@ -94,8 +97,9 @@ class InputReader:
         steps = as_mask(where, f"masks[{name!r}]", mask, B=batch, T=x.shape[1])
         if steps is None:
             steps = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        steps = steps & column.unsqueeze(1)
-        return zero_missing(x, steps), steps, steps.any(1)
+        column = column & steps.any(1)
+        steps = steps | ~column.unsqueeze(1)
+        return zero_missing(zero_missing(x, steps), column), steps, column
 
 
 class PredictionHeads(nn.Module):

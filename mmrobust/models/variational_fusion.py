@@ -31,8 +31,8 @@ class VariationalFusionClassifier(nn.Module):
     Encoders give :math:`\mu_m, \sigma_m, z_m`; the fusion weighs the means (or samples) into a proxy;
     :class:`ProxyCrossModalAttention` lets the proxy attend to the modalities again; heads read the result. In
     training the auxiliary loss adds KL terms, reconstruction and, optionally, a contrastive loss between modalities.
-    The reconstruction is denoising: modality dropout acts before the encoders and the targets are the complete input
-    (or ``targets``, when the caller has spoilt the input).
+    The reconstruction is denoising where the targets know more than the encoders saw: with ``targets`` when the caller
+    has spoilt the input, and with ``reconstruct_from="fused"`` for what modality dropout took away.
 
     Args:
         in_features: Features of every modality; the order here is the order of M everywhere.
@@ -41,7 +41,8 @@ class VariationalFusionClassifier(nn.Module):
         num_values: Number of regression targets V; 0 = no value head.
         sequences: Names of the modalities given as ``(B, T, D)``.
         dropout: Dropout probability in encoders, decoders, attention and before the heads.
-        fusion: ``"uncertainty"``, ``"gated"``, or ``"mean"`` = equal weights for what is present.
+        fusion: ``"uncertainty"``, ``"gated"``, or ``"mean"`` = equal weights for what is present, for which
+            the five options below mean nothing.
         weighting: As in :class:`UncertaintyWeightedFusion`, like the four options below.
         power: Exponent for ``"precision"``.
         temperature: Softness of the weights.
@@ -275,6 +276,9 @@ def _decoders(reader: InputReader, hidden: int, dropout: float) -> nn.ModuleList
 
 def _fusion(kind: str, hidden: int, count: int, alpha: float, weighing: dict[str, Any]) -> nn.Module:
     check_option(_WHERE, "fusion", kind, ("uncertainty", "gated", "mean"))
+    for name in ("per_dimension", "prior_expert"):
+        if kind == "mean" and weighing[name]:
+            raise ValueError(f"{_WHERE}: expected {name}=False with fusion='mean', which weighs all alike, got True")
     uncertainty = UncertaintyWeightedFusion(**weighing)
     if kind == "gated":
         return GatedUncertaintyFusion(hidden, count, alpha=alpha, **weighing)

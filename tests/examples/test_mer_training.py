@@ -82,8 +82,8 @@ class TestLoss:
         losses = []
         for weight in (0.0, 1.0):
             torch.manual_seed(0)
-            task.model.variational_loss.kl_weight = weight
-            losses.append(float(task.training_step(batch, 0)))
+            task.model.variational_loss.reconstruction_weight = weight
+            losses.append(float(task.training_step(batch, 0).detach()))
         assert losses[1] > losses[0]
 
     def test_without_any_label_or_score_is_finite_with_finite_gradients(self) -> None:
@@ -182,10 +182,10 @@ class TestMetrics:
 
 class TestTraining:
     def test_resumed_after_two_kills_equals_uninterrupted(self, tmp_path: Path) -> None:
-        changes = {"trainer__max_epochs": 7, "early_stopping__patience": 4, "model__lr_patience": 0}
+        changes = {"trainer__max_epochs": 5, "early_stopping__patience": 3, "model__lr_patience": 0}
         changes["model__corruption_rate"] = 0.3
         toy_cli(tmp_path, run="whole", **changes).train()
-        for epoch, resume in ((2, None), (4, "last.ckpt"), (99, "last.ckpt")):
+        for epoch, resume in ((1, None), (3, "last.ckpt"), (99, "last.ckpt")):
             cli = toy_cli(tmp_path, run="killed", **changes)
             cli.trainer.callbacks.insert(0, Kill(epoch))
             try:
@@ -251,7 +251,8 @@ class TestTraining:
         assert (scheduler.mode, scheduler.factor, scheduler.min_lrs) == ("max", 0.5, [1e-6])
         assert scheduler.last_epoch == 3  # stepped once per epoch
         last = torch.load(cli.root / "last.ckpt")
-        assert last["state_dict"]["model.modality_dropout.epoch"] == 2
+        epochs = [x for key, x in last["state_dict"].items() if "modality_dropout" in key and "epoch" in key]
+        assert [int(x) for x in epochs] == [2]
         assert sorted(path.name for path in cli.root.iterdir()) == ["best.ckpt", "last.ckpt"]
 
     def test_divergence_in_the_first_epoch_is_one_error(self, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def attention_fusion(
         for index in layers[:-1]:
             v = relu(linear(state, f"attention.{index}", v))
         logits = linear(state, f"attention.{layers[-1]}", v)
-        weights[b] = softmax_1d(logits, keep) if normalize == "softmax" else [
-            v if k else 0.0 for v, k in zip(logits, keep, strict=True)
-        ]
+        weights[b] = (
+            softmax_1d(logits, keep)
+            if normalize == "softmax"
+            else [v if k else 0.0 for v, k in zip(logits, keep, strict=True)]
+        )
     return weighted_sum(x, weights, present), weights

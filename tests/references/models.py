@@ -125,9 +125,7 @@ def variational_fusion(
             mu, logvar, rebuilt, given, visible, target_present=counted, masks=steps, **(loss or {})
         )[0]
         if contrastive_weight:
-            extra = losses.projected_modality_contrastive_loss(
-                sub(state, "contrastive"), mu, visible, temperature=0.07
-            )
+            extra = losses.projected_modality_contrastive_loss(sub(state, "contrastive"), mu, visible, temperature=0.07)
             aux = aux + contrastive_weight * extra
     return features, logits, values, aux, weights, mu, std, there
 

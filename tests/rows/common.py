@@ -62,9 +62,7 @@ def wrong(
     return Wrong(f"{name}-{label}", put(name, change), (name, *says), error)
 
 
-def build_wrong(
-    name: str, build: Callable[[], object], *says: str, error: type[Exception] = ValueError
-) -> Wrong:
+def build_wrong(name: str, build: Callable[[], object], *says: str, error: type[Exception] = ValueError) -> Wrong:
     return Wrong(f"build-{name}", lambda module, inputs: build(), (name, *says), error)
 
 

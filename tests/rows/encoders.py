@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmrobust.encoders import (
     FeatureTokenizer,

@@ -112,9 +112,7 @@ def _uncertainty(label: str, **options: Any) -> Row:
             wrong("std", "shape", lambda s: s[:, :, 1:], "mu (4, 3, 6)", "(4, 3, 5)"),
             wrong("mu", "vector", lambda m: m[:, 0], "(B, M, H)", "(4, 6)"),
             wrong("mu", "integer", lambda m: m.long(), "floating-point", "torch.int64", error=TypeError),
-            build_wrong(
-                "weighting", lambda: UncertaintyWeightedFusion(weighting="mean"), "'precision'", "'mean'"
-            ),
+            build_wrong("weighting", lambda: UncertaintyWeightedFusion(weighting="mean"), "'precision'", "'mean'"),
             build_wrong("power", lambda: UncertaintyWeightedFusion(power=-1.0), "-1.0"),
         ),
         letters="BM",
