@@ -21,8 +21,8 @@ NOTE = (
 )
 PAIRED = (
     "Mean paired difference to `{reference}` on the same seeds and folds [95 % bootstrap interval]; bold = the "
-    "interval, of at least 5 folds or seeds, excludes zero. Each cell is a comparison of its own: one in twenty is bold "
-    "by chance."
+    "interval, of at least 5 folds or seeds, excludes zero. Each cell is a comparison of its own: one in twenty is "
+    "bold by chance."
 )
 
 

@@ -87,8 +87,8 @@ class MerCLI(LightningCLI):
         check_config_files(parser, args)
         # Lightning's own version warns whenever the program itself was started with arguments.
         self.config = parser.parse_args(args)
-        files = [Path(str(path)).stem for path in self.config.config or []]
-        self.name = "-".join(files) or "custom"
+        self.files = [str(path) for path in self.config.config or []]
+        self.name = "-".join(Path(file).stem for file in self.files) or "custom"
         if self.config.trainer.default_root_dir is None:
             run = f"seed{self.config.seed_everything}-fold{self.config.data.fold}"
             self.config.trainer.default_root_dir = str(Path("runs", self.name, run))
@@ -106,9 +106,12 @@ class MerCLI(LightningCLI):
             return
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             # jsonargparse wraps what the data says about its files in a message about links.
-            raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
+            cause = error.__cause__ if isinstance(error.__cause__, DataError) else error
+            if isinstance(cause, DataError):
+                raise cause from None
+            raise ValueError(f"{', '.join(self.files) or 'command line'}: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.root = Path(self.config.trainer.default_root_dir).resolve()
@@ -207,6 +210,8 @@ def fit_command(args: Sequence[str]) -> None:
     cli = MerCLI(args)
     resume = _resume_path(cli)
     best = cli.train(resume)
+    if not cli.trainer.is_global_zero:
+        return
     scores = "  ".join(f"{name} {value:.4f}" for name, value in best["validation"].items())
     print(f"{cli.name}: best epoch {best['epoch'] + 1} of {cli.trainer.current_epoch}  validation: {scores}")
     print(f"checkpoint: {cli.checkpoints.best.best_model_path}")

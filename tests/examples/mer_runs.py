@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 
+from examples.mer.__main__ import main
 from examples.mer.cli import MerCLI
 
 ROWS = 120
+PICTURES = ["corruption.png", "missing_rate.png", "subsets.png", "weights.png"]
 
 
 def write_toy(path: Path, *, sizes: dict[str, int] | None = None, seed: int = 0, **arrays: Any) -> Path:
@@ -61,3 +64,14 @@ def toy_cli(folder: Path, *words: str, run: str = "run", **changes: Any) -> MerC
         write_toy(root)
     args = ["--config", str(config), "--data.root", str(root), "--trainer.default_root_dir", str(folder / run)]
     return MerCLI([*args, *words], trainer={"enable_progress_bar": False})
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run a command that must fail and return its one line."""
+    capsys.readouterr()
+    status = main(list(args))
+    error = capsys.readouterr().err
+    assert status != 0
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    return error

@@ -1,26 +1,14 @@
-"""The commands as a user types them: what they write, how they go on after an interruption, what they say when wrong."""
+"""The commands `fit`, `synthesize`, `convert` and `demo` as a user types them, and what they say of bad input."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks.robustness import read_rows
-from examples.mer import jobs
 from examples.mer.__main__ import main
-from examples.mer.normalize import Standardizer
-from examples.mer.predict import Member, predictor
-from tests.examples.mer_runs import toy_cli, write_config, write_toy
-
-PICTURES = ["corruption.png", "missing_rate.png", "subsets.png", "weights.png"]
+from tests.examples.mer_runs import PICTURES, fails, write_config, write_toy
 
 
 @pytest.fixture
@@ -28,27 +16,6 @@ def words(tmp_path: Path) -> list[str]:
     """The configuration and set that most commands here use."""
     config, root = write_config(tmp_path / "toy.yaml"), write_toy(tmp_path / "toy.npz")
     return ["--config", str(config), "--data.root", str(root)]
-
-
-@pytest.fixture
-def ablation(tmp_path: Path) -> list[str]:
-    write_config(tmp_path / "plain.yaml", model__family="attention", model__options={"hidden_features": 8})
-    write_config(tmp_path / "toy.yaml")
-    root = write_toy(tmp_path / "toy.npz")
-    configs = [str(tmp_path / f"{name}.yaml") for name in ("plain", "toy")]
-    return ["ablate", "--configs", *configs, "--data.root", str(root), "--out", str(tmp_path / "out"), "--workers", "1",
-            "--draws", "2", "--reference", "plain"]  # fmt: skip
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run a command that must fail and return its one line."""
-    capsys.readouterr()
-    status = main(list(args))
-    error = capsys.readouterr().err
-    assert status != 0
-    assert error.count("\n") == 1
-    assert error.startswith("error: ")
-    return error
 
 
 class TestFit:
@@ -87,7 +54,7 @@ class TestFit:
         [
             (["--data.root", "nowhere.npz"], "nowhere.npz: no such file"),
             (["--data.label", "mood"], "expected an array 'mood'"),
-            (["--data.split_values", "{train: [0, 1, 3], val: 2, test: 9}"], "toy.npz"),
+            (["--data.split_values", "{train: 9, val: [0, 1, 2], test: 3}"], "expected at least one row in 'train'"),
             (["--model.options.hiden", "3"], "unknown option 'hiden'; allowed: absence"),
             (["--model.family", "graph"], "model.family"),
             (["--model.lr", "fast"], "model.lr"),
@@ -139,171 +106,6 @@ class TestFit:
         monkeypatch.setenv("MER_DEBUG", "")
         with pytest.raises(ValueError, match="nowhere"):
             main(["--debug", "fit", *words, "--data.root", "nowhere.npz"])
-
-
-class TestEvaluate:
-    def test_prints_all_four_views_and_trains_specialists_once(
-        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        main(["fit", *words, "--trainer.default_root_dir", str(tmp_path / "run")])
-        out = tmp_path / "out"
-        command = ["evaluate", str(tmp_path / "run" / "best.ckpt"), "--out", str(out), "--specialist-epochs", "1"]
-        command += ["--workers", "1", "--draws", "2"]
-        assert main(command) == 0
-        printed = capsys.readouterr().out
-        for title in ("mean over subsets", "mean over missing rates", "mean over corruptions", "mean regret"):
-            assert title in printed
-        assert all(str(out / name) in printed for name in ["runs.csv", "summary.md", "regret.png", *PICTURES])
-        row = read_rows(out / "runs.csv").iloc[0]
-        robust, specialist = row["subset[a].weighted_f1"], row["specialist[a].weighted_f1"]
-        assert row["regret[a].weighted_f1"] == pytest.approx(specialist - robust, abs=1e-5)
-        before = {path: path.stat().st_mtime_ns for path in (out / "specialists").iterdir()}
-        assert len(before) == 3
-        assert main(command) == 0
-        assert before == {path: path.stat().st_mtime_ns for path in (out / "specialists").iterdir()}
-
-    def test_folds_of_one_seed_are_one_ensemble(self, words: list[str], tmp_path: Path) -> None:
-        paths = []
-        words += ["--data.split_values", "{train: [0, 1, 2], test: 3}", "--data.folds", "3"]
-        for fold in ("0", "1"):
-            run = tmp_path / fold
-            main(["fit", *words, "--data.fold", fold, "--trainer.default_root_dir", str(run)])
-            paths.append(str(run / "best.ckpt"))
-        assert main(["evaluate", *paths, "--out", str(tmp_path / "out"), "--no-regret", "--views"]) == 0
-        rows = read_rows(tmp_path / "out" / "runs.csv")
-        assert rows["fold"].tolist() == [-1]
-
-    def test_members_of_an_ensemble_see_their_own_standardisation(self, tmp_path: Path) -> None:
-        tasks = [toy_cli(tmp_path, "--seed_everything", seed).model.eval() for seed in ("0", "1")]
-        raw = toy_cli(tmp_path, "--data.normalize", "none").datamodule.sets["test"]
-        own = [Standardizer.fit(raw.subset(rows)) for rows in (range(10), range(10, 25))]
-        parts = [scale.apply(raw) for scale in own]
-        each = [
-            predictor([Member(task)])(part.features, part.present, {}) for task, part in zip(tasks, parts, strict=True)
-        ]
-        members = [Member(task, scale) for task, scale in zip(tasks, own, strict=True)]
-        both = predictor(members, own[0])(parts[0].features, parts[0].present, {})
-        torch.testing.assert_close(both.logits, (each[0].logits + each[1].logits) / 2)
-        torch.testing.assert_close(both.values, (each[0].values + each[1].values) / 2)
-
-    def test_says_in_one_line_what_is_wrong(
-        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        main(["fit", *words, "--trainer.default_root_dir", str(tmp_path / "run")])
-        best, out = str(tmp_path / "run" / "best.ckpt"), ["--out", str(tmp_path / "out")]
-        other = write_toy(tmp_path / "other.npz", sizes={"a": 6, "b": 4})
-        assert "checkpoint of other sizes" in fails(capsys, "evaluate", best, *out, "--data.root", str(other))
-        assert "no such checkpoint" in fails(capsys, "evaluate", "nowhere.ckpt", *out)
-        assert "one checkpoint per configuration" in fails(capsys, "evaluate", best, best, *out)
-        assert "unrecognized arguments: --nonsense" in fails(capsys, "evaluate", best, *out, "--nonsense")
-        assert "--out" in fails(capsys, "evaluate", best)
-        assert "--data.root: expected a value" in fails(capsys, "evaluate", best, *out, "--data.root")
-        assert not (tmp_path / "out" / "runs.csv").exists()
-
-    def test_part_without_scores_has_f1_only(self, tmp_path: Path) -> None:
-        part = np.arange(120) // 3 % 4
-        score = np.where(part == 3, np.nan, 1.0)
-        root = write_toy(tmp_path / "toy.npz", score=score)
-        words = ["--config", str(write_config(tmp_path / "toy.yaml")), "--data.root", str(root)]
-        words += ["--data.split_values", "{train: 0, val: 1, test1: 2, test3: 3}"]
-        main(["fit", *words, "--trainer.default_root_dir", str(tmp_path / "run")])
-        best, out = str(tmp_path / "run" / "best.ckpt"), tmp_path / "out"
-        assert main(["evaluate", best, "--out", str(out), "--no-regret", "--views", "subset"]) == 0
-        columns = {name for name in read_rows(out / "runs.csv") if name.startswith("test")}
-        everything = {"rows", "accuracy", "macro_f1", "weighted_f1", "combined", "valence_mse"}
-        expected = {f"test1.{name}" for name in everything}
-        assert columns == expected | {f"test3.{name}" for name in ("rows", "macro_f1", "weighted_f1")}
-
-
-class TestAblate:
-    def test_reports_all_runs_and_skips_finished_ones(
-        self, ablation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*ablation, "--seeds", "0", "1"]) == 0
-        printed = capsys.readouterr().out
-        assert "Difference to plain" in printed
-        out = tmp_path / "out"
-        assert sorted(path.name for path in out.glob("*.png")) == PICTURES
-        rows = read_rows(out / "runs.csv")
-        assert rows[["config", "seed"]].values.tolist() == [["plain", 0], ["plain", 1], ["toy", 0], ["toy", 1]]
-        assert {"val.combined", "test.weighted_f1", "missing[0.9].accuracy"} < set(rows.columns)
-        before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-        write_config(tmp_path / "toy.yaml", model__lr=0.02)
-        assert main([*ablation, "--seeds", "0", "1", "2"]) == 0
-        after = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-        assert len(after) == 6
-        assert {name for name in before if before[name] == after[name]} == {
-            "plain-seed0-fold0.json",
-            "plain-seed1-fold0.json",
-        }
-
-    def test_keeps_finished_runs_when_interrupted(
-        self, ablation: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        real = jobs.execute
-
-        def interrupted(job: jobs.Job) -> jobs.Result:
-            if job.config == "toy":
-                raise KeyboardInterrupt
-            return real(job)
-
-        monkeypatch.setattr(jobs, "execute", interrupted)
-        assert "1 of 2 runs are kept" in fails(capsys, *ablation, "--seeds", "0")
-        kept = tmp_path / "out" / "runs" / "plain-seed0-fold0.json"
-        before = kept.stat().st_mtime_ns
-        monkeypatch.setattr(jobs, "execute", real)
-        assert main([*ablation, "--seeds", "0"]) == 0
-        assert kept.stat().st_mtime_ns == before
-
-    def test_reports_the_others_when_a_run_fails(
-        self, ablation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        write_config(tmp_path / "toy.yaml", model__lr=1e30)
-        error = fails(capsys, *ablation, "--seeds", "0")
-        assert "1 of 2 runs failed" in error
-        assert "toy seed 0 fold 0" in error
-        assert "diverged" in error
-        assert read_rows(tmp_path / "out" / "runs.csv")["config"].tolist() == ["plain"]
-
-    def test_regret_of_every_subset(self, ablation: list[str], tmp_path: Path) -> None:
-        assert main([*ablation, "--seeds", "0", "--regret", "--specialist-epochs", "1", "--views", "subset"]) == 0
-        rows = read_rows(tmp_path / "out" / "runs.csv")
-        assert {"regret[a].accuracy", "regret[b].accuracy", "regret[a+b].accuracy"} < set(rows.columns)
-        one = json.loads((tmp_path / "out" / "specialists" / "toy-seed0-fold0-b.json").read_text())
-        assert len(one["answer"]["logits"]) == 30
-
-    @pytest.mark.parametrize(
-        ("wrong", "message"),
-        [
-            (["--configs", "nonsense"], "expected a YAML file or one of baseline, "),
-            (["--data-config", "nonsense"], "expected a YAML file or one of mer2023, "),
-            (["--folds", "7"], "--folds: expected 0 to 4, got 7"),
-            (["--score", "speed"], "--score"),
-            (["--model.options.nonsense", "1"], "plain.yaml: model.options (family attention): unknown option"),
-            (["--data.root", "nowhere.npz"], "nowhere.npz: no such file"),
-            (["--regret", "--views", "missing"], "--regret needs the view 'subset'"),
-        ],
-    )
-    def test_says_in_one_line_what_is_wrong_before_anything_is_trained(
-        self, ablation: list[str], wrong: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert message in fails(capsys, *ablation, *wrong)
-        assert not (tmp_path / "out" / "runs").exists()
-
-    @pytest.mark.slow
-    def test_ctrl_c_in_parallel_processes(self, ablation: list[str], tmp_path: Path) -> None:
-        ablation[ablation.index("--workers") + 1] = "2"
-        command = [sys.executable, "-m", "examples.mer", *ablation, "--trainer.max_epochs", "15"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as run:
-            assert run.stdout.readline().startswith("[1/10]")
-            os.killpg(run.pid, signal.SIGINT)
-            _, error = run.communicate(timeout=60)
-        assert (run.returncode, error.count("\n"), error[:18]) == (130, 1, "error: interrupted")
-        finished = list((tmp_path / "out" / "runs").glob("*.json"))
-        assert 1 <= len(finished) < 10
-        assert all(json.loads(path.read_text())["views"] for path in finished)
 
 
 class TestOthers:
