@@ -92,14 +92,14 @@ class TestLoss:
         batch["label"], batch["score"] = torch.full((6,), -1), torch.full((6,), float("nan"))
         loss = task.training_step(batch, 0)
         loss.backward()
-        assert float(loss) == 0
+        assert loss.item() == 0
         assert all(x.grad is None or x.grad.isfinite().all() for x in task.parameters())
 
     def test_squared_error_reads_only_rows_with_a_score(self) -> None:
         values = torch.tensor([1.0, 2.0], requires_grad=True)
         loss = masked_squared_error(values, torch.tensor([float("nan"), 4.0]))
         loss.backward()
-        assert float(loss) == 4
+        assert loss.item() == 4
         assert values.grad.tolist() == [0, -4]
 
     def test_focal_loss_and_class_weights_are_settings(self) -> None:
