@@ -68,12 +68,17 @@ def test_summary_has_the_figures_computed_by_hand() -> None:
 
 
 def test_differences_are_paired_and_bold_where_the_interval_excludes_zero() -> None:
-    line = cells(difference_table(runs(0.1), "baseline", "accuracy"), "robust")
-    assert line["pairs"] == "4" and line["clean"] == "**+0.100 [+0.100, +0.100]**"
+    line = cells(difference_table(runs(0.1, seeds=5), "baseline", "accuracy"), "robust")
+    assert line["pairs"] == "5" and line["clean"] == "**+0.100 [+0.100, +0.100]**"
     assert line["worst regret"] == "**-0.100 [-0.100, -0.100]**"
     table = difference_table(runs(0.0), "baseline", "accuracy")
     assert cells(table, "robust")["clean"] == "+0.000 [+0.000, +0.000]"
     assert "| baseline |" not in table
+
+
+def test_fewer_than_five_clusters_prove_nothing() -> None:
+    line = cells(difference_table(runs(0.1, seeds=4), "baseline", "accuracy"), "robust")
+    assert line["clean"] == "+0.100 [+0.100, +0.100]"
 
 
 def test_errors_get_their_highest_as_worst() -> None:
