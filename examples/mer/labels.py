@@ -164,4 +164,7 @@ def part_names(values: Sequence[Any], names: dict[str, Any] | None, where: Where
         if part is None or not PART.fullmatch(part):
             wanted = ", ".join(part_of) if names else PART_NAMES
             raise DataError(f"{where(i)}: expected a split of {wanted}, got {str(values[i])!r}")
+    for name in names or ():
+        if name not in parts:
+            raise DataError(f"split_values: expected rows of {name!r}, got none of {len(parts)} with {names[name]!r}")
     return np.array(parts)

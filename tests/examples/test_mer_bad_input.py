@@ -109,7 +109,7 @@ NPZ_ERRORS: list[tuple[dict[str, np.ndarray], dict[str, Any], str]] = [
     ({}, {"label": "mood"}, r"set\.npz: expected an array 'mood', found a, b, label, subject"),
     ({}, {"split": "subject", "split_values": {"train": 0}}, r"subject: row 5: expected a split of 0, got '1'"),
     ({}, {"split": "subject", "split_values": {"dev": 0}}, r"split_values: expected train, val.* got 'dev'"),
-    ({}, {"split": "label", "split_values": {"train": 5, "val": [0, 1, 2]}}, r"at least one row in 'train', got none"),
+    ({}, {"split": "label", "split_values": {"train": 5, "val": [0, 1, 2]}}, r"expected rows of 'train', got none"),
     ({"f": np.arange(60) % 3}, {"fold_array": "f"}, r"folds: expected 3 as in the fold array, got 5"),
     ({}, {"fold": 5}, r"fold: expected 0 to 4, got 5"),
     ({}, {"folds": 1}, r"folds: expected 2 to 60, the number of rows"),
@@ -161,3 +161,9 @@ def test_no_test_part(tmp_path: Path, rng: Rng) -> None:
         data.test_dataloader()
     with pytest.raises(DataError, match="split: expected one of train, val, got 'test'"):
         data.loader("test")
+
+
+def test_a_named_part_without_rows(tmp_path: Path, rng: Rng) -> None:
+    path = write_npz(tmp_path / "set.npz", rng, split=np.zeros(60, dtype=np.int64))
+    with pytest.raises(DataError, match=r"split_values: expected rows of 'test', got none of 60 with 2"):
+        npz_data(path, split="split", split_values={"train": 0, "test": 2}).sets  # noqa: B018
