@@ -205,12 +205,13 @@ class ModalityDropout(nn.Module):
         assert keep is not None
         if not self.training or self.p == 0.0:
             return keep
-        affected = uniform((keep.shape[0], 1), generator, keep.device) < self.p * self.schedule.factor()
+        # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
+        share = uniform((keep.shape[0], 1), generator, keep.device) / (self.p * self.schedule.factor())
         if self.size_weights is None and keep.shape[1] <= _MAX_BITS:
-            gone = _draw_any_subset(keep, generator)
+            gone = _pick_subset(keep, share)
         else:
             gone = self._draw_by_size(keep, generator)
-        return keep & ~(gone & affected)
+        return keep & ~(gone & (share < 1))
 
     def _draw_by_size(self, keep: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw how many go, by the inverse distribution function, then which, as the first of a random order."""
@@ -229,13 +230,12 @@ class ModalityDropout(nn.Module):
         return order < lost
 
 
-def _draw_any_subset(keep: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw a non-empty proper subset of what is present: the bits of a number from 1 to 2**count - 2."""
-    rank = keep.cumsum(1)  # 1 for the first modality that is present, 2 for the second...
+def _pick_subset(keep: Tensor, share: Tensor) -> Tensor:
+    """Turn uniform numbers into non-empty proper subsets of what is present: bits of a number in 1 ... 2**count - 2."""
+    rank = keep.cumsum(1, dtype=torch.int32)  # 1 for the first modality that is present, 2 for the second...
     subsets = (1 << rank[:, -1:]) - 2
-    draw = uniform((keep.shape[0], 1), generator, keep.device)
-    number = (1 + (draw * subsets).long()).minimum(subsets)
-    return ((number << 1) >> rank) % 2 == 1
+    number = (1 + (share * subsets).to(torch.int32)).minimum(subsets)
+    return ((number << 1) >> rank) & 1 == 1
 
 
 def _log_choose(count: Tensor, size: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class FusionClassifierOutput(NamedTuple):
 
 
 class ModalityInputs(NamedTuple):
-    """Inputs in the order of the constructor: absent entries zero, step masks ``None`` for vectors.
+    """Inputs in the order of the constructor; step masks are ``None`` for vectors.
 
     The step masks say nothing about presence: an absent sequence has all of its (zero) steps.
     """
@@ -60,9 +60,17 @@ class InputReader:
         self.where, self.sizes, self.sequences = where, dict(in_features), frozenset(sequences)
 
     def read(
-        self, inputs: Mapping[str, Tensor], present: Tensor | None, masks: Mapping[str, Tensor] | None
+        self,
+        inputs: Mapping[str, Tensor],
+        present: Tensor | None,
+        masks: Mapping[str, Tensor] | None,
+        *,
+        fill: bool,
     ) -> ModalityInputs:
-        """Return what is there, in order, with a presence mask that also knows empty sequences."""
+        """Return what is there, in order, with a presence mask that also knows empty sequences.
+
+        With ``fill`` absent entries are zero; without, whoever reads them goes by ``present`` and ``masks``.
+        """
         for given in (inputs, masks or {}):
             for name in given:
                 check_option(self.where, "inputs" if given is inputs else "masks", name, self.sizes)
@@ -79,27 +87,27 @@ class InputReader:
             x = inputs.get(name)
             if x is None:
                 x = like.new_zeros((batch, 1, size) if name in self.sequences else (batch, size))
-            x, mask, column = self._one(name, x, (masks or {}).get(name), column)
-            features.append(x)
+            mask, column = self._one(name, x, (masks or {}).get(name), column)
+            features.append(zero_missing(x if mask is None else zero_missing(x, mask), column) if fill else x)
             step_masks.append(mask)
             there.append(column)
         return ModalityInputs(features, step_masks, torch.stack(there, dim=1))
 
-    def _one(self, name: str, x: Tensor, mask: Tensor | None, column: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _one(self, name: str, x: Tensor, mask: Tensor | None, column: Tensor) -> tuple[Tensor | None, Tensor]:
         where, label, batch = self.where, f"inputs[{name!r}]", column.shape[0]
         check_floating(where, label, x)
         if name not in self.sequences:
             check_shape(where, label, x, B=batch, D=self.sizes[name])
             if mask is not None:
                 raise ValueError(f"{where}: expected no mask for {name!r}, which is not in sequences")
-            return zero_missing(x, column), None, column
+            return None, column
         check_shape(where, label, x, B=batch, T=None, D=self.sizes[name])
         steps = as_mask(where, f"masks[{name!r}]", mask, B=batch, T=x.shape[1])
         if steps is None:
             steps = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         column = column & steps.any(1)
         steps = steps | ~column.unsqueeze(1)
-        return zero_missing(zero_missing(x, steps), column), steps, column
+        return steps, column
 
 
 class PredictionHeads(nn.Module):

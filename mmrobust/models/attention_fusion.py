@@ -114,8 +114,9 @@ class AttentionFusionClassifier(nn.Module):
             TypeError: If an input is not floating or a mask neither bool nor integer.
             ValueError: If a name or a shape does not fit.
         """
-        x = self.reader.read(inputs, present, masks)
-        if self.absence == "exclude":
+        exclude = self.absence == "exclude"
+        x = self.reader.read(inputs, present, masks, fill=not exclude)
+        if exclude:
             kept = self.modality_dropout(x.present)
             fused, weights = self.fusion(self._encode(x.features, x.masks, kept), kept)
         else:

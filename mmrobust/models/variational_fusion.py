@@ -187,8 +187,8 @@ class VariationalFusionClassifier(nn.Module):
             TypeError: If an input is not floating or a mask neither bool nor integer.
             ValueError: If a name or a shape does not fit.
         """
-        x = self.reader.read(inputs, present, masks)
         exclude = self.absence == "exclude"
+        x = self.reader.read(inputs, present, masks, fill=not exclude)
         kept = self.modality_dropout(x.present if exclude else torch.ones_like(x.present))
         visible = kept if exclude else None
         latent = self._encode(x, visible)
