@@ -39,6 +39,8 @@ class EpochSchedule(nn.Module):
         """Return the options for ``repr``."""
         return f"warmup_epochs={self.warmup_epochs}, ramp_epochs={self.ramp_epochs}"
 
-    def factor(self) -> Tensor:
-        """Return the schedule's value in [0, 1] at the current epoch, as a float32 scalar tensor."""
+    def factor(self) -> Tensor | float:
+        """Return the schedule's value in [0, 1] at the current epoch: a float32 scalar tensor, or 1.0 without any."""
+        if self.warmup_epochs == 0 and self.ramp_epochs == 0:
+            return 1.0
         return delayed_ramp(self.epoch, self.warmup_epochs, self.ramp_epochs)

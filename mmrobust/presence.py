@@ -208,10 +208,8 @@ class ModalityDropout(nn.Module):
         # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
         share = uniform((keep.shape[0], 1), generator, keep.device) / (self.p * self.schedule.factor())
         if self.size_weights is None and keep.shape[1] <= _MAX_BITS:
-            gone = _pick_subset(keep, share)
-        else:
-            gone = self._draw_by_size(keep, generator)
-        return keep & ~(gone & (share < 1))
+            return keep & (_subset_bits(keep, share) == 0)
+        return keep & ~(self._draw_by_size(keep, generator) & (share < 1))
 
     def _draw_by_size(self, keep: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw how many go, by the inverse distribution function, then which, as the first of a random order."""
@@ -230,12 +228,12 @@ class ModalityDropout(nn.Module):
         return order < lost
 
 
-def _pick_subset(keep: Tensor, share: Tensor) -> Tensor:
-    """Turn uniform numbers into non-empty proper subsets of what is present: bits of a number in 1 ... 2**count - 2."""
+def _subset_bits(keep: Tensor, share: Tensor) -> Tensor:
+    """Mark a non-empty proper subset of what is present, the bits of a number in 1 ... 2**count - 2, if share < 1."""
     rank = keep.cumsum(1, dtype=torch.int32)  # 1 for the first modality that is present, 2 for the second...
     subsets = (1 << rank[:, -1:]) - 2
-    number = (1 + (share * subsets).to(torch.int32)).minimum(subsets)
-    return ((number << 1) >> rank) & 1 == 1
+    number = torch.where(share < 1, (1 + (share * subsets).to(torch.int32)).minimum(subsets), 0)
+    return ((number << 1) >> rank) & 1
 
 
 def _log_choose(count: Tensor, size: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ TITLES = {
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, as a whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
 
 

@@ -93,7 +93,7 @@ def _draw_heat_map(axes: Axes, names: list[str], values: np.ndarray, score: str,
     axes.set_yticks(range(len(names)), names)
     if values.shape[1] <= MOST_NUMBERS:
         _write_numbers(axes, values, image)
-    title = f"Regret in {title_of(score)}\n(positive: specialist better)" if view == "regret" else title_of(score)
+    title = f"Regret, {title_of(score)}\n(positive: specialist better)" if view == "regret" else title_of(score)
     axes.figure.colorbar(image, ax=axes, label=title, fraction=0.04, pad=0.02)
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)

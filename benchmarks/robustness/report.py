@@ -13,6 +13,7 @@ from benchmarks.robustness.plots import plot_corruption, plot_missing, plot_subs
 from benchmarks.robustness.rows import parse_column, write_atomically
 from benchmarks.robustness.tables import difference_table, subset_table, summary_table
 
+PICTURES = ("missing_rate", "subsets", "regret", "corruption", "weights")
 NOTE = (
     "Mean over runs ± standard deviation over runs [95 % bootstrap interval of the mean; folds are resampled whole "
     "where there are several, seeds otherwise]. Worst = the subset or corruption with the worst mean, named in "
@@ -87,6 +88,9 @@ def write_pictures(
     if views & {"weight", "std"}:
         figures["weights"] = plot_corruption(frame, ("weight", "std"))
     prefix = re.sub(r"\W+", "_", stem) + "_" if stem else ""
+    for name in PICTURES:
+        if name not in figures:  # left by an earlier report of more views: it would not belong to this table
+            (Path(folder) / f"{prefix}{name}.png").unlink(missing_ok=True)
     paths = [Path(folder) / f"{prefix}{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         save_figure(figure, path)

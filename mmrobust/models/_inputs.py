@@ -71,6 +71,8 @@ class InputReader:
 
         With ``fill`` absent entries are zero; without, whoever reads them goes by ``present`` and ``masks``.
         """
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"{self.where}: expected inputs to map names to tensors, got {type(inputs).__name__}")
         for given in (inputs, masks or {}):
             for name in given:
                 check_option(self.where, "inputs" if given is inputs else "masks", name, self.sizes)

@@ -47,7 +47,7 @@ class VariationalFusionClassifier(nn.Module):
         power: Exponent for ``"precision"``.
         temperature: Softness of the weights.
         per_dimension: Whether every dimension has weights of its own.
-        prior_expert: Whether a prior N(0, I) takes part.
+        prior_expert: Whether a prior N(0, I) takes part; the weights then sum to less than 1.
         gate_alpha: Share of the uncertainty weights in ``fusion="gated"``.
         attention: ``"joint"``, ``"per_modality"`` (as published) or ``"none"``.
         num_heads: Attention heads.

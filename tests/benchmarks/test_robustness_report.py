@@ -197,3 +197,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert error.startswith("error: ") and "none.csv" in error and error.count("\n") == 1
     assert main([str(tmp_path / "runs.csv"), "--out", str(tmp_path / "new"), "--score", "f1"]) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "regret.png").write_bytes(b"old")
+    frame = runs()
+    write_report(frame[[column for column in frame if "regret" not in column]], tmp_path, score="accuracy")
+    assert not (tmp_path / "regret.png").exists() and (tmp_path / "subsets.png").exists()
