@@ -54,7 +54,7 @@ class TestFit:
         [
             (["--data.root", "nowhere.npz"], "nowhere.npz: no such file"),
             (["--data.label", "mood"], "expected an array 'mood'"),
-            (["--data.split_values", "{train: 9, val: [0, 1, 2], test: 3}"], "expected at least one row in 'train'"),
+            (["--data.split_values", "{train: 9, val: [0, 1, 2], test: 3}"], "expected rows of 'train'"),
             (["--model.options.hiden", "3"], "unknown option 'hiden'; allowed: absence"),
             (["--model.family", "graph"], "model.family"),
             (["--model.lr", "fast"], "model.lr"),
