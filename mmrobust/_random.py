@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .masking import zero_missing
 
 
 def uniform(size: Sequence[int], generator: torch.Generator | None, device: torch.device | str | None = None) -> Tensor:
@@ -23,3 +25,18 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return torch.randn_like(x)
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def masked_dropout(x: Tensor, present: Tensor | None, dropout: nn.Dropout) -> Tensor:
+    """Apply ``dropout`` to ``x (B, ...)``, rows absent by ``present (B,)`` being unread and zero.
+
+    On a CPU the sampler behind ``nn.Dropout`` draws number by number, which for wide inputs costs as much as a layer:
+    there a comparison of uniform numbers draws from the same distribution in half the time.
+    """
+    if not dropout.training or dropout.p == 0.0 or x.device.type != "cpu":
+        dropped: Tensor = dropout(zero_missing(x, present))
+        return dropped
+    keep = uniform(x.shape, None, x.device) >= dropout.p
+    if present is not None:
+        keep = keep & present.reshape(present.shape + (1,) * (x.dim() - 1))
+    return torch.where(keep, x * (1.0 / (1.0 - dropout.p)), 0.0)

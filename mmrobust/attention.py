@@ -178,7 +178,8 @@ class ProxyCrossModalAttention(nn.Module):
         steps, keys = self._keys(proxy, modalities, present, masks)
         if weights is not None:
             check_floating(where, "weights", weights)
-            check_shape(where, "weights", weights, B=proxy.shape[0], M=len(steps))
+            count = modalities.shape[1] if isinstance(modalities, Tensor) else len(modalities)
+            check_shape(where, "weights", weights, B=proxy.shape[0], M=count)
         found = torch.cat(keys, dim=1).any(1)
         proxy = zero_missing(proxy, found)
         if self.mode == "joint":
@@ -196,10 +197,18 @@ class ProxyCrossModalAttention(nn.Module):
         present: Tensor | None,
         masks: Sequence[Tensor | None] | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return per modality its steps ``(B, T_m, H)``, absent ones zeroed, and their masks ``(B, T_m)``."""
+        """Return per modality its steps ``(B, T_m, H)``, absent ones zeroed, and their masks ``(B, T_m)``.
+
+        Vectors to attend to jointly need not be taken apart: they are one entry ``(B, M, H)`` with mask ``(B, M)``.
+        """
         where, batch = "ProxyCrossModalAttention", proxy.shape[0]
         if isinstance(modalities, Tensor) or all(x.dim() == 2 for x in modalities):
             stacked = stack_modalities(where, "modalities", modalities)
+            if masks is None and self.mode == "joint":
+                check_shape(where, "modalities", stacked, B=batch, M=None, H=self.hidden_features)
+                present = as_mask(where, "present", present, B=batch, M=stacked.shape[1])
+                present = stacked.new_ones(stacked.shape[:2], dtype=torch.bool) if present is None else present
+                return [zero_missing(stacked, present)], [present]
             parts = list(stacked.unsqueeze(2).unbind(1))
         else:
             parts = list(modalities)
@@ -226,9 +235,10 @@ class ProxyCrossModalAttention(nn.Module):
         x, key = torch.cat(steps, dim=1), torch.cat(keys, dim=1)
         bias = None
         if weights is not None:
-            counts = [step.shape[1] for step in steps]
-            weight = torch.cat([weights[:, [m]].expand(-1, count) for m, count in enumerate(counts)], dim=1)
-            weight = zero_missing(widen(weight), key)
+            if weights.shape[1] == len(steps):
+                counts = [step.shape[1] for step in steps]
+                weights = torch.cat([weights[:, [m]].expand(-1, count) for m, count in enumerate(counts)], dim=1)
+            weight = zero_missing(widen(weights), key)
             key = key & (weight > 0)
             bias = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()
         attended: tuple[Tensor, Tensor] = self.attentions[0](proxy, x, key, bias)

@@ -84,10 +84,10 @@ def masked_softmax(logits: Tensor, mask: Tensor | None = None, dim: int = -1) ->
         if mask is None:
             return torch.softmax(widen(logits), dim).to(logits.dtype)
         keep = _broadcast_mask("masked_softmax", mask, logits)
-        x = torch.where(keep, widen(logits), widen(logits).new_full((), -torch.inf))
-        # An all-absent row has no maximum: zeros there keep the softmax, and so its gradient, finite.
-        x = torch.where(keep.any(dim, keepdim=True), x, x.new_zeros(()))
-        weights = torch.where(keep, torch.softmax(x, dim), x.new_zeros(()))
+        x = widen(logits)
+        # The lowest number, unlike -inf, leaves the softmax of an all-absent row, and so its gradient, finite.
+        x = torch.where(keep, x, torch.finfo(x.dtype).min)
+        weights = torch.where(keep, torch.softmax(x, dim), 0.0)
     return weights.to(logits.dtype)
 
 

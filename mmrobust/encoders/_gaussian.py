@@ -80,9 +80,10 @@ class GaussianHead(nn.Module):
             bounded = raw.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
         mu = zero_missing(self.mu(hidden), present)
         logvar = zero_missing(bounded, present).to(mu.dtype)
-        std = (0.5 * widen(logvar)).exp().to(mu.dtype)
-        z = zero_missing(reparameterize(mu, logvar), present) if sample else mu
-        return VariationalOutput(z, mu, logvar, std)
+        std, z = (0.5 * widen(logvar)).exp(), mu
+        if sample:  # noise that is zero in absent rows keeps z there at mu, which is zero
+            z = (widen(mu) + std * zero_missing(normal_like(std, None), present)).to(mu.dtype)
+        return VariationalOutput(z, mu, logvar, std.to(mu.dtype))
 
 
 def check_widths(where: str, in_features: int, hidden_features: int) -> None:

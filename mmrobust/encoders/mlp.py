@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .._checks import as_mask, check_floating, check_option, check_shape
+from .._random import masked_dropout
 from ..masking import zero_missing
 from ._gaussian import GaussianHead, VariationalOutput, check_dropout, check_widths
 
@@ -147,7 +148,7 @@ class VariationalMLPEncoder(nn.Module):
         check_floating("VariationalMLPEncoder", "x", x)
         check_shape("VariationalMLPEncoder", "x", x, B=None, D=self.in_features)
         present = as_mask("VariationalMLPEncoder", "present", present, B=x.shape[0])
-        x = self.dropout(zero_missing(x, present))
+        x = masked_dropout(x, present, self.dropout)
         hidden = self.layer2(self.layer1(x)) + self.residual(x)
         result: VariationalOutput = self.head(hidden, present, self.training if sample is None else sample)
         return result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._checks import as_mask, check_floating, check_option, check_same_shape, check_tensor
 from .._precision import no_autocast, widen
-from ..masking import masked_mean, zero_missing
+from ..masking import zero_missing
 
 # Bounded encoders stay below: two log-variances in [-10, 10] differ by at most 20.
 _MAX_EXPONENT = 25.0
@@ -28,6 +28,25 @@ def divergence(shift: Tensor, logvar_gap: Tensor) -> Tensor:
     excess = bounded.expm1()  # of the variance ratio over 1; exact where two Gaussians nearly agree
     excess = torch.addcmul(excess, logvar_gap - bounded, excess + 1.0)
     return torch.addcmul(excess - logvar_gap, shift, shift)
+
+
+def prior_kl(mu: Tensor, logvar: Tensor, keep: Tensor | None, reduction: str, free_bits: float) -> Tensor:
+    """Average the KL to the prior; absent rows are zero already, in float32."""
+    twice_kl = divergence(mu, logvar)
+    if free_bits > 0.0:
+        twice_kl = twice_kl.clamp(min=2.0 * free_bits)
+    return mean_rows(twice_kl, reduction, keep)
+
+
+def pair_kl(mu: Tensor, logvar: Tensor, keep: Tensor | None, reduction: str, symmetric: bool) -> Tensor:
+    """Average the KL between modalities; absent rows are zero already, in float32."""
+    # All ordered pairs at once, (B, M, M, H): no index kernels, and M is small.
+    shift = (mu.unsqueeze(2) - mu.unsqueeze(1)) * tangent_exp(-0.5 * logvar).unsqueeze(1)
+    twice_kl = divergence(shift, logvar.unsqueeze(2) - logvar.unsqueeze(1))
+    pairs = torch.ones(mu.shape[1], mu.shape[1], dtype=torch.bool, device=mu.device).triu(1)
+    pairs = pairs | pairs.mT if symmetric else pairs
+    valid = pairs if keep is None else pairs & keep.unsqueeze(2) & keep.unsqueeze(1)
+    return mean_rows(twice_kl, reduction, valid.expand(twice_kl.shape[:-1]))
 
 
 def mean_rows(twice_kl: Tensor, reduction: str, valid: Tensor | None) -> Tensor:
@@ -59,7 +78,7 @@ def squared_error(
     batch: int | None = None,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the squared error averaged over what counts, and how much counts.
+    """Return the squared error added up over what counts, and how much counts.
 
     ``names`` are the arguments in error messages; ``rows (B,)`` is a second, checked mask.
     """
@@ -78,9 +97,8 @@ def squared_error(
             keep = keep & rows.reshape(rows.shape + (1,) * (keep.dim() - 1))
     with no_autocast(prediction):
         # A difference hands its gradient on unchanged, so zeroing after it is as safe as before it, and half the work.
-        error = zero_missing(widen(prediction) - widen(target.detach()), keep)
-        counted = _count(keep, prediction, reduction)
-        return error.square().sum() / counted.clamp(min=1), counted
+        error = zero_missing(widen(prediction) - widen(target.detach()), keep).flatten()
+        return torch.dot(error, error), _count(keep, prediction, reduction)
 
 
 def mean_errors(
@@ -93,15 +111,18 @@ def mean_errors(
     reduction: str,
 ) -> Tensor | None:
     """Average the squared errors of the modalities of which something counts; None when none is reconstructed."""
-    errors, counts = [], []
+    totals, counts = [], []
     for m, (prediction, target) in enumerate(zip(reconstructions, targets, strict=True)):
         if prediction is not None and target is not None:
             names = (f"reconstructions[{m}]", f"targets[{m}]", f"masks[{m}]")
             rows = None if keep is None else keep[:, m]
-            error, counted = squared_error(where, names, prediction, target, masks[m], reduction, batch, rows)
-            errors.append(error)
-            counts.append(counted > 0)
-    return masked_mean(torch.stack(errors), torch.stack(counts), dim=0) if errors else None
+            total, counted = squared_error(where, names, prediction, target, masks[m], reduction, batch, rows)
+            totals.append(total)
+            counts.append(counted)
+    if not totals:
+        return None
+    count = torch.stack(counts)
+    return (torch.stack(totals) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
 
 def _count(keep: Tensor | None, x: Tensor, reduction: str) -> Tensor:

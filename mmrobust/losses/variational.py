@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .._checks import as_mask, check_option, check_range, check_shape
 from .._precision import no_autocast, widen
 from .._schedules import EpochSchedule
 from ..masking import zero_missing
-from ._variational import check_gaussians, divergence, mean_errors, mean_rows, squared_error, tangent_exp
+from ._variational import check_gaussians, mean_errors, pair_kl, prior_kl, squared_error
 
 FeatureReduction = Literal["sum", "mean"]
 
@@ -65,10 +64,7 @@ def gaussian_kl(
     check_range("gaussian_kl", "free_bits", free_bits, 0.0)
     with no_autocast(mu):
         mu, logvar = (widen(zero_missing(x, keep)) for x in (mu, logvar))
-        twice_kl = divergence(mu, logvar)
-        if free_bits > 0.0:
-            twice_kl = twice_kl.clamp(min=2.0 * free_bits)
-        return mean_rows(twice_kl, latent_reduction, keep)
+        return prior_kl(mu, logvar, keep, latent_reduction, free_bits)
 
 
 def cross_modal_kl(
@@ -114,13 +110,7 @@ def cross_modal_kl(
     keep = check_gaussians("cross_modal_kl", mu, logvar, present, latent_reduction)
     with no_autocast(mu):
         mu, logvar = (widen(zero_missing(x, keep)) for x in (mu, logvar))
-        # All ordered pairs at once, (B, M, M, H): no index kernels, and M is small.
-        shift = (mu.unsqueeze(2) - mu.unsqueeze(1)) * tangent_exp(-0.5 * logvar).unsqueeze(1)
-        twice_kl = divergence(shift, logvar.unsqueeze(2) - logvar.unsqueeze(1))
-        pairs = torch.ones(mu.shape[1], mu.shape[1], dtype=torch.bool, device=mu.device).triu(1)
-        pairs = pairs | pairs.mT if symmetric else pairs
-        valid = pairs if keep is None else pairs & keep.unsqueeze(2) & keep.unsqueeze(1)
-        return mean_rows(twice_kl, latent_reduction, valid.expand(twice_kl.shape[:-1]))
+        return pair_kl(mu, logvar, keep, latent_reduction, symmetric)
 
 
 def reconstruction_loss(
@@ -157,7 +147,8 @@ def reconstruction_loss(
         tensor(5.)
     """
     names = ("prediction", "target", "mask")
-    return squared_error("reconstruction_loss", names, prediction, target, mask, feature_reduction)[0]
+    total, counted = squared_error("reconstruction_loss", names, prediction, target, mask, feature_reduction)
+    return total / counted.clamp(min=1)
 
 
 class VariationalLossOutput(NamedTuple):
@@ -272,8 +263,10 @@ class VariationalLoss(nn.Module):
         keep = check_gaussians(where, mu, logvar, present, self.latent_reduction)
         batch, count = mu.shape[:2]
         rows = as_mask(where, "target_present", target_present, B=batch, M=count)
-        kl = gaussian_kl(mu, logvar, keep, latent_reduction=self.latent_reduction, free_bits=self.free_bits)
-        cross_kl = cross_modal_kl(mu, logvar, keep, latent_reduction=self.cross_reduction, symmetric=self.symmetric)
+        with no_autocast(mu):
+            mu, logvar = (widen(zero_missing(x, keep)) for x in (mu, logvar))
+            kl = prior_kl(mu, logvar, keep, self.latent_reduction, self.free_bits)
+            cross_kl = pair_kl(mu, logvar, keep, self.cross_reduction, self.symmetric)
         masks = [None] * count if masks is None else masks
         for name, values in (("reconstructions", reconstructions), ("targets", targets), ("masks", masks)):
             if len(values) != count:
