@@ -14,3 +14,8 @@ def widen(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> torch.autocast:
     """Return a context in which autocast is off for the device of ``x``."""
     return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+def squarable(x: Tensor) -> Tensor:
+    """Return ``x`` with rows that reach above 1e18 scaled down, for a layer norm, which squares and ignores scale."""
+    return x / (x.detach().abs().amax(-1, keepdim=True) * 1e-18).clamp(min=1.0)

@@ -208,7 +208,7 @@ class ModalityDropout(nn.Module):
         # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
         share = uniform((keep.shape[0], 1), generator, keep.device) / (self.p * self.schedule.factor())
         if self.size_weights is None and keep.shape[1] <= _MAX_BITS:
-            return keep & (_subset_bits(keep, share) == 0)
+            return _keep_subset(keep, share)
         return keep & ~(self._draw_by_size(keep, generator) & (share < 1))
 
     def _draw_by_size(self, keep: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -228,12 +228,15 @@ class ModalityDropout(nn.Module):
         return order < lost
 
 
-def _subset_bits(keep: Tensor, share: Tensor) -> Tensor:
-    """Mark a non-empty proper subset of what is present, the bits of a number in 1 ... 2**count - 2, if share < 1."""
+def _keep_subset(keep: Tensor, share: Tensor) -> Tensor:
+    """Keep a non-empty proper subset of what is present if share < 1, else all of it.
+
+    The bits of a number say what stays: 1 ... 2**count - 2 for the subsets, the next one for everything.
+    """
     rank = keep.cumsum(1, dtype=torch.int32)  # 1 for the first modality that is present, 2 for the second...
     subsets = (1 << rank[:, -1:]) - 2
-    number = torch.where(share < 1, (1 + (share * subsets).to(torch.int32)).minimum(subsets), 0)
-    return ((number << 1) >> rank) & 1
+    number = torch.fmin(share * subsets, subsets).to(torch.int32) + 1  # a share of inf or NaN, when p = 0, keeps all
+    return ((number << 1) >> rank) & keep != 0
 
 
 def _log_choose(count: Tensor, size: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .._checks import as_mask, check_floating, check_option, check_shape
+from .._precision import squarable
 from .._random import masked_dropout
 from ..masking import zero_missing
 from ._gaussian import GaussianHead, VariationalOutput, check_dropout, check_widths
@@ -83,7 +84,10 @@ class MLPEncoder(nn.Module):
         check_floating("MLPEncoder", "x", x)
         check_shape("MLPEncoder", "x", x, B=None, D=self.in_features)
         present = as_mask("MLPEncoder", "present", present, B=x.shape[0])
-        return zero_missing(self.layers(zero_missing(x, present)), present)
+        x = zero_missing(x, present)
+        for layer in self.layers:
+            x = layer(squarable(x) if isinstance(layer, nn.LayerNorm) else x)
+        return zero_missing(x, present)
 
 
 class VariationalMLPEncoder(nn.Module):
@@ -149,7 +153,8 @@ class VariationalMLPEncoder(nn.Module):
         check_shape("VariationalMLPEncoder", "x", x, B=None, D=self.in_features)
         present = as_mask("VariationalMLPEncoder", "present", present, B=x.shape[0])
         x = masked_dropout(x, present, self.dropout)
-        hidden = self.layer2(self.layer1(x)) + self.residual(x)
+        linear, norm, activation = self.layer1
+        hidden = self.layer2(activation(norm(squarable(linear(x))))) + self.residual(x)
         result: VariationalOutput = self.head(hidden, present, self.training if sample is None else sample)
         return result
 

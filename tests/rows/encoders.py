@@ -63,8 +63,6 @@ _step_wrong = (
     wrong("mask", "float", lambda m: m.float(), "bool", "torch.float32", error=TypeError),
     wrong("mask", "steps", lambda m: m[:, 1:], "(4, 4)", "(4, 3)"),
 )
-# A layer norm squares its input, and float32 ends at 1e38.
-_normed = {"1e15": scaled("x", by=1e15), "1e-30": scaled("x", by=1e-30), "0": scaled("x", by=0.0)}
 _sizes = {"1e30": scaled("x", by=1e30), "1e-30": scaled("x", by=1e-30), "0": scaled("x", by=0.0)}
 
 
@@ -117,7 +115,7 @@ def _mlp(label: str, widths: Any, activation: str, **options: Any) -> Row:
         ),
         masks=("present",),
         stochastic=bool(options.get("dropout") or options.get("input_dropout")),
-        extremes=_normed if options.get("normalization") == "layer" else _sizes,
+        extremes=_sizes,
     )
 
 
@@ -148,7 +146,7 @@ ROWS = (
             build_wrong("logvar_bound", lambda: VariationalMLPEncoder(D, H, logvar_bound="hard"), "'soft'", "'hard'"),
             build_wrong("init_logvar", lambda: VariationalMLPEncoder(D, H, init_logvar=11.0), "10", "11.0"),
         ),
-        extremes=_normed,
+        extremes=_sizes,
     ),
     _variational_mlp(
         "[clamp,same-width]",
@@ -159,7 +157,7 @@ ROWS = (
             *(w for w in _vector_wrong if "features" not in w.id),
             wrong("x", "features", lambda x: x[..., 1:], "D", f"{H}"),
         ),
-        extremes=_normed,
+        extremes=_sizes,
     ),
     _lstm(VariationalLSTMEncoder, ""),
     _lstm(VariationalLSTMEncoder, "[two-layers,bidirectional]", 2, True),

@@ -140,7 +140,7 @@ def _gated(label: str, **options: Any) -> Row:
         letters="BM",
         masks=("present",),
         stochastic=True,
-        extremes={k: v for k, v in _gaussian_extremes.items() if k != "mu 1e30"},
+        extremes=_gaussian_extremes,
     )
 
 
