@@ -150,15 +150,18 @@ def _info_nce_rows(
     negatives: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of every row of unit vectors ``(..., B, D)``, 0 where ``valid (..., B)`` is False."""
-    logits = query @ key.mT / temperature  # (..., B, B)
-    positive = logits.diagonal(dim1=-2, dim2=-1)
+    query = query / temperature
+    extra = [] if negatives is None else [query @ negatives.mT]
     if valid is not None:
-        logits = logits.masked_fill(~(valid.unsqueeze(-1) & valid.unsqueeze(-2)), _ABSENT_LOGIT)
-    extra = [] if negatives is None else [query @ negatives.mT / temperature]
-    loss = torch.cat([logits, *extra], dim=-1).logsumexp(-1) - positive
+        # Two more features add the absent logit wherever a side is absent: far cheaper than a mask of all pairs.
+        absent = torch.where(valid, 0.0, _ABSENT_LOGIT).to(query.dtype).unsqueeze(-1)
+        one = torch.ones_like(absent)
+        query, key = torch.cat([query, one, absent], dim=-1), torch.cat([key, absent, one], dim=-1)
+    logits = query @ key.mT  # (..., B, B)
+    scores = torch.cat([logits, *extra], dim=-1).log_softmax(-1).diagonal(dim1=-2, dim2=-1)
     if symmetric:
-        loss = (loss + logits.logsumexp(-2) - positive) / 2
-    return loss if valid is None else torch.where(valid, loss, 0.0)
+        scores = (scores + logits.log_softmax(-2).diagonal(dim1=-2, dim2=-1)) / 2
+    return -scores if valid is None else torch.where(valid, -scores, 0.0)
 
 
 def _count(rows: Tensor, valid: Tensor | None) -> Tensor | int:
