@@ -75,7 +75,7 @@ class InputReader:
             raise TypeError(f"{self.where}: expected inputs to map names to tensors, got {type(inputs).__name__}")
         for given in (inputs, masks or {}):
             for name in given:
-                check_option(self.where, "inputs" if given is inputs else "masks", name, self.sizes)
+                check_option(self.where, f"the keys of {'inputs' if given is inputs else 'masks'}", name, self.sizes)
         if not inputs:
             raise ValueError(f"{self.where}: expected inputs with at least one of {', '.join(self.sizes)}, got none")
         batch = next(iter(inputs.values())).shape[0]

@@ -177,7 +177,7 @@ class VariationalFusionClassifier(nn.Module):
 
         Args:
             inputs: By name, floating features ``(B, D)`` or, for ``sequences``, ``(B, T, D)``. A modality that is
-                left out is absent for the whole batch.
+                left out is absent for the whole batch, whatever ``present`` says.
             present: Bool or integer 0/1 mask ``(B, M)``, True = present.
             masks: By name, for sequences, bool or integer 0/1 masks ``(B, T)``, True = real step.
             targets: By name, complete inputs to reconstruct when ``inputs`` are spoilt ones; they count where
