@@ -30,7 +30,7 @@ from benchmarks.robustness.rows import (
     write_rows,
 )
 from benchmarks.robustness.statistics import Summary, bootstrap_means, compare, summarize
-from benchmarks.robustness.tables import difference_table, subset_table, summary_table
+from benchmarks.robustness.tables import difference_table, summary_table, view_table
 from benchmarks.robustness.views import (
     RATES,
     clean_view,
@@ -73,11 +73,11 @@ __all__ = [
     "regret_view",
     "run_row",
     "score_predictions",
-    "subset_table",
     "subset_view",
     "summarize",
     "summary_table",
     "tidy",
     "update_rows",
+    "view_table",
     "write_rows",
 ]

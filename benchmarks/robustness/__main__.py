@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.robustness.report import write_report
+from benchmarks.robustness.report import without_pictures, write_report
 from benchmarks.robustness.rows import read_rows
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(paths[0].read_text(encoding="utf-8"), *(str(path) for path in paths), sep="\n")
+    print(without_pictures(paths[0].read_text(encoding="utf-8")).rstrip(), "", *map(str, paths), sep="\n")
     return 0
 
 

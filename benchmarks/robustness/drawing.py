@@ -26,8 +26,8 @@ TITLES = {
     "weighted_f1": "Weighted F1",
     "valence_mse": "Valence MSE",
     "combined": "Weighted F1 − 0.25 · MSE",
-    "weight": "Fusion weight",
-    "std": "Mean std of latent",
+    "weight": "Fusion weight\nof the spoilt modality",
+    "std": "Mean std of latent\nof the spoilt modality",
 }
 
 

@@ -18,6 +18,7 @@ from benchmarks.robustness.tables import select_columns
 
 WIDTH = 9.0  # inches; at 110 dpi about the width of a README
 MOST_NUMBERS = 16
+WEIGHT_TOLERANCE = 1e-3  # by how much rounding may take a share of the fusion out of 0 to 1
 
 
 def plot_missing(frame: pd.DataFrame, score: str = "weighted_f1", configs: Sequence[str] | None = None) -> Figure:
@@ -124,7 +125,8 @@ def plot_corruption(
         configs: configurations to draw; None = all.
 
     Returns:
-        The figure; the bars are bootstrap intervals over runs. Quantities that no run has are left out.
+        The figure; the bars are bootstrap intervals over runs. Quantities that no run has are left out, and so are
+        weights that are no shares beside those that are, as the caption then says.
 
     Raises:
         ValueError: if none of the quantities is there.
@@ -137,16 +139,46 @@ def plot_corruption(
     down = -(-len(modalities) // across)
     figure = Figure(figsize=(WIDTH, 1.3 + 2.4 * len(found) * down), layout="constrained")
     grid = figure.subplots(len(found) * down, across, squeeze=False)
+    names = looks(frame, configs)
+    unbounded = _unbounded_weights(frame, found.get("weight", {}), list(names))
     for line, (quantity, columns) in enumerate(found.items()):
         block = grid[line * down : (line + 1) * down]
+        shown = {name: look for name, look in names.items() if quantity != "weight" or name not in unbounded}
         for axes, modality in zip_longest(block.flat, modalities):
-            _draw_corruption(axes, modality, frame, columns, looks(frame, configs))
+            _draw_corruption(axes, modality, frame, columns, shown)
         _share_scale(block, title_of(quantity))
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
-    note = "one modality spoilt, the model not told; noise levels are signal-to-noise ratios"
-    figure.suptitle(caption(frame, note), x=0.01, ha="left", fontsize=10)
+    _name_configs(figure, grid, list(names))
+    notes = ["one modality spoilt, the model not told; noise levels are signal-to-noise ratios", *unbounded.values()]
+    figure.suptitle(caption(frame, "\n".join(notes)), x=0.01, ha="left", fontsize=10)
     return figure
+
+
+def _unbounded_weights(frame: pd.DataFrame, found: dict[str, dict[str, str]], configs: Sequence[str]) -> dict[str, str]:
+    """Say, for each configuration with mean weights outside 0 to 1, why it is left out: it would flatten the others.
+
+    Nothing is left out where no configuration has weights inside.
+    """
+    columns = [column for labels in found.values() for column in labels.values()]
+    means = frame.groupby("config", sort=False)[columns].mean().loc[list(configs)].dropna(how="all")
+    lowest, highest = means.min(axis=1), means.max(axis=1)
+    outside = (lowest < -WEIGHT_TOLERANCE) | (highest > 1 + WEIGHT_TOLERANCE)
+    if not len(means) or outside.all():
+        return {}
+    spans = {name: f"{lowest[name]:.2f} to {highest[name]:.2f}".replace("-", "−") for name in means.index[outside]}
+    return {
+        name: f"left out: the weights of {name}, which are not normalised (means of {span})"
+        for name, span in spans.items()
+    }
+
+
+def _name_configs(figure: Figure, grid: np.ndarray, order: list[str]) -> None:
+    """Name every configuration that some panel shows."""
+    handles = {}
+    for axes in grid.flat:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = [name for name in order if name in handles]
+    shown = [handles[name] for name in labels]
+    figure.legend(shown, labels, loc="outside lower center", ncols=min(5, len(labels)) or 1, frameon=False, fontsize=9)
 
 
 def _share_scale(block: np.ndarray, title: str) -> None:
@@ -189,6 +221,8 @@ def _draw_corruption(
     places = np.arange(len(names)) + np.where(np.arange(len(names)) < scale, 0.0, 0.6)
     for index, (config, look) in enumerate(looks.items()):
         mean, low, high = bands(frame[frame["config"] == config], columns)
+        if np.isnan(mean).all():
+            continue
         x = places + (index - (len(looks) - 1) / 2) * min(0.1, 0.5 / len(looks))
         bars = np.nan_to_num(np.abs(np.stack([mean - low, high - mean])))
         points = {"fmt": look["marker"], "markersize": 4, "elinewidth": 0.8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from benchmarks.robustness.drawing import save_figure
 from benchmarks.robustness.metrics import LOWER_IS_BETTER
 from benchmarks.robustness.plots import plot_corruption, plot_missing, plot_subsets
 from benchmarks.robustness.rows import parse_column, write_atomically
-from benchmarks.robustness.tables import difference_table, subset_table, summary_table
+from benchmarks.robustness.tables import difference_table, select_columns, summary_table, view_table
 
 PICTURES = ("missing_rate", "subsets", "regret", "corruption", "weights")
 NOTE = (
@@ -25,6 +26,16 @@ PAIRED = (
     "interval, of at least 5 folds or seeds, excludes zero. Each cell is a comparison of its own: one in twenty is "
     "bold by chance."
 )
+VIEW_TABLES = {
+    "subset": ("Each subset of the modalities", ""),
+    "missing": ("Missing rates", "Each modality is missing with this probability; every sample keeps at least one."),
+    "corrupt": (
+        "Corruptions",
+        "One modality is spoilt and the model is not told. Only samples that have it are scored; `clean` is the same "
+        "samples unspoilt, levels of noise are signal-to-noise ratios.",
+    ),
+    "regret": ("Regret to specialists", ""),
+}
 
 
 def write_report(
@@ -34,6 +45,7 @@ def write_report(
     score: str = "weighted_f1",
     reference: str | None = None,
     clean: str = "test",
+    notes: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write `summary.md` and the pictures of every data set in the file.
 
@@ -43,6 +55,8 @@ def write_report(
         score: the metric.
         reference: configuration to compare with; None = no table of differences.
         clean: name of the clean view.
+        notes: what the file cannot tell about the runs, as a line under the table of a view, by the name of the view;
+            "" = under the summary.
 
     Returns:
         The files written, the table first.
@@ -50,12 +64,15 @@ def write_report(
     Raises:
         ValueError: if the metric or the reference is not in the file.
     """
-    folder = Path(folder)
+    folder, known = Path(folder), list(map(str, frame["config"].unique()))
+    if reference is not None and reference not in known:
+        raise ValueError(f"reference: expected one of {', '.join(known)}, got {reference!r}")
     sections, pictures = [], []
     for name, runs in frame.groupby("data", sort=False):
         runs = runs.dropna(axis=1, how="all")
         drawn = write_pictures(runs, folder, score=score, stem="" if frame["data"].nunique() == 1 else str(name))
-        sections.append(_section(str(name), runs, score, reference, clean, [path.name for path in drawn]))
+        tables = _tables(str(name), runs, score, reference, clean, notes or {})
+        sections.append("\n\n".join([*tables, *(f"![{path.stem}]({path.name})" for path in drawn)]))
         pictures += drawn
     write_atomically(folder / "summary.md", "\n\n".join(sections) + "\n")
     return [folder / "summary.md", *pictures]
@@ -97,13 +114,25 @@ def write_pictures(
     return paths
 
 
-def _section(name: str, runs: pd.DataFrame, score: str, reference: str | None, clean: str, pictures: list[str]) -> str:
+def without_pictures(text: str) -> str:
+    """Leave out the lines of a Markdown text that only a browser can show.
+
+    Example:
+        >>> without_pictures("| a |\\n\\n![a](a.png)\\n\\n![b](b.png)\\n\\nthe end\\n")
+        '| a |\\n\\nthe end\\n'
+    """
+    return re.sub(r"^!\[.*\]\(.*\)\n*", "", text, flags=re.MULTILINE)
+
+
+def _tables(
+    name: str, runs: pd.DataFrame, score: str, reference: str | None, clean: str, notes: Mapping[str, str]
+) -> list[str]:
     direction = "lower is better" if score in LOWER_IS_BETTER else "higher is better"
-    parts = [f"## {name}: {score} ({direction})", NOTE, summary_table(runs, score, clean)]
+    parts = [f"## {name}: {score} ({direction})", NOTE, summary_table(runs, score, clean), notes.get("", "")]
     if reference is not None:
         title = f"### Difference to {reference}"
         parts += [title, PAIRED.format(reference=reference), difference_table(runs, reference, score, clean)]
-    for view, title in (("subset", "Each subset of the modalities"), ("regret", "Regret to specialists")):
-        if any(column.view == view for column in filter(None, map(parse_column, runs.columns))):
-            parts += [f"### {title}", subset_table(runs, score, view)]
-    return "\n\n".join([*parts, *(f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures)])
+    for view, (title, meaning) in VIEW_TABLES.items():
+        if select_columns(runs, view, score):
+            parts += [f"### {title}", meaning, view_table(runs, score, view), notes.get(view, "")]
+    return [part for part in parts if part]

@@ -13,6 +13,7 @@ from benchmarks.robustness.rows import Column, parse_column, parse_corruption
 from benchmarks.robustness.statistics import Reduce, Summary, clusters_of, compare, pair_runs, summarize
 
 NOTHING = "–"
+LINES_OF = {"missing": "missing rate", "corrupt": "corruption"}  # what the lines of a view's table are; else subsets
 MIN_CLUSTERS = 5  # with fewer the interval covers too little: see `statistics.interval`
 
 
@@ -131,16 +132,16 @@ def compare_measure(
     return compare(values, others, clusters, how=measure.how, level=level)
 
 
-def subset_table(frame: pd.DataFrame, score: str = "weighted_f1", view: str = "subset") -> str:
-    """Write one line per subset and one column per configuration, for the views `subset` and `regret`.
+def view_table(frame: pd.DataFrame, score: str = "weighted_f1", view: str = "subset") -> str:
+    """Write one line per subset, missing rate or corruption of a view and one column per configuration.
 
     Args:
         frame: rows of runs of one data set.
         score: the metric.
-        view: "subset", "specialist" or "regret".
+        view: "subset", "specialist", "regret", "missing" or "corrupt".
 
     Returns:
-        A Markdown table of mean ± standard deviation [interval].
+        A Markdown table of mean ± standard deviation [interval], without the view's own mean and worst.
     """
     _check_one_set(frame)
     columns = select_columns(frame, view, score, lambda label: label not in ("mean", "worst"))
@@ -150,7 +151,7 @@ def subset_table(frame: pd.DataFrame, score: str = "weighted_f1", view: str = "s
         measure = Measure(column, (column,), "mean")
         cells = [_cell(summarize_measure(frame[frame["config"] == config], measure), measure) for config in configs]
         lines.append([column.partition("[")[2].partition("]")[0], *cells])
-    return markdown(["subset", *map(str, configs)], lines)
+    return markdown([LINES_OF.get(view, "subset"), *map(str, configs)], lines)
 
 
 def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

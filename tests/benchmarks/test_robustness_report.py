@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from benchmarks.robustness import difference_table, read_rows, regret_view, run_row, subset_table, summary_table
+from benchmarks.robustness import difference_table, read_rows, regret_view, run_row, summary_table, view_table
 from benchmarks.robustness import write_rows as write
 from benchmarks.robustness.__main__ import main
 from benchmarks.robustness.drawing import save_figure, spread
@@ -94,9 +94,21 @@ def test_one_run_prints_no_interval_and_empty_cells_a_dash() -> None:
 
 
 def test_subset_table_has_a_line_per_subset_and_no_summaries() -> None:
-    lines = subset_table(runs(), "accuracy", "regret").splitlines()
+    lines = view_table(runs(), "accuracy", "regret").splitlines()
     assert len(lines) == 2 + 7 and lines[0] == "| subset | baseline | robust |"
     assert lines[2].startswith("| audio+text+video | -0.015 ± 0.013 [")
+
+
+@pytest.mark.parametrize(
+    ("view", "head", "count", "first", "value"),
+    [("missing", "missing rate", 10, "0.0", "0.715"), ("corrupt", "corruption", 12, "audio:clean", "0.715")],
+)
+def test_missing_rates_and_corruptions_have_tables_of_the_same_form(
+    view: str, head: str, count: int, first: str, value: str
+) -> None:
+    lines = view_table(runs(), "accuracy", view).splitlines()
+    assert len(lines) == 2 + count and lines[0] == f"| {head} | baseline | robust |"
+    assert lines[2].startswith(f"| {first} | {value} ± 0.013 [")
 
 
 def test_markdown_escapes_its_own_sign() -> None:
@@ -156,6 +168,20 @@ def test_corruption_picture_leaves_out_what_no_run_has() -> None:
     assert labels == ["clean", "10 dB", "0 dB", "zeros"]
 
 
+def test_weights_that_are_no_shares_do_not_flatten_the_others() -> None:
+    frame = runs()
+    weights = [column for column in frame if column.startswith("weight")]
+    frame.loc[frame["config"] == "baseline", weights] = -4.0
+    figure = plot_corruption(frame)
+    assert "left out: the weights of baseline" in figure.get_suptitle() and "−4.00 to −4.00" in figure.get_suptitle()
+    low, high = figure.axes[0].get_ylim()
+    assert 0 < low < 0.5 < high < 1
+    assert figure.axes[0].get_ylabel() == "Fusion weight\nof the spoilt modality"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["robust"]
+    alone = plot_corruption(frame[frame["config"] == "baseline"].dropna(axis=1))
+    assert "left out" not in alone.get_suptitle() and alone.axes[0].get_ylim()[0] < -4
+
+
 def test_spread_is_the_least_squares_solution() -> None:
     assert spread(np.array([0.0, 10.0]), 1.0).tolist() == [0.0, 10.0]
     assert spread(np.array([1.0, 1.0, 1.0]), 1.0) == pytest.approx([0.0, 1.0, 2.0])
@@ -170,9 +196,20 @@ def test_report_is_written_from_the_file_alone(tmp_path: Path) -> None:
     assert [path.name for path in paths] == names
     text = paths[0].read_text()
     assert all(f"]({name})" in text for name in names[1:])
-    assert "Difference to baseline" in text
+    assert all(title in text for title in ("Difference to baseline", "### Missing rates", "### Corruptions"))
     for path in paths[1:]:
         assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_notes_stand_under_their_tables_and_nothing_is_written_for_an_unknown_reference(tmp_path: Path) -> None:
+    frame = runs()[["config", "data", "seed", "fold", "test.accuracy", "subset[text].accuracy"]]
+    notes = {"": "About all.", "subset": "About subsets.", "regret": "About what is not there."}
+    parts = write_report(frame, tmp_path, score="accuracy", notes=notes)[0].read_text().split("\n\n")
+    assert parts.index("About subsets.") == parts.index("### Each subset of the modalities") + 2
+    assert parts[3] == "About all." and not any("not there" in part for part in parts)
+    with pytest.raises(ValueError, match="reference: expected one of baseline, robust, got 'nope'"):
+        write_report(frame, tmp_path / "none", score="accuracy", reference="nope")
+    assert not (tmp_path / "none").exists()
 
 
 def test_pictures_are_the_same_every_time(tmp_path: Path) -> None:
@@ -191,7 +228,8 @@ def test_two_data_sets_get_a_section_and_pictures_each(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "runs.csv", runs()[["config", "data", "seed", "fold", "test.accuracy"]])
     assert main([str(tmp_path / "runs.csv"), "--out", str(tmp_path / "out"), "--score", "accuracy"]) == 0
-    assert "0.715" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0.715" in printed and "![" not in printed
     assert main([str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "none.csv" in error and error.count("\n") == 1
