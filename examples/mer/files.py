@@ -40,6 +40,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def describe_damage(error: Exception) -> str:
+    """Say in brackets what NumPy found wrong with a file, without its advice to unpickle it."""
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if text.startswith("Object arrays"):
+        text = "it holds pickled objects, which are never read"
+    # NumPy takes whatever it does not know for a pickle, text too: that says nothing.
+    return "" if "allow_pickle" in text else f" ({text})"
+
+
 def _scratch(path: Path) -> Path:
     # Beside the target: a rename is atomic only inside one file system.
     if not path.name or path.name == "..":

@@ -24,7 +24,7 @@ def fold_numbers(label: np.ndarray, group: np.ndarray | None, folds: int, seed: 
     """
     units, kind = (len(label), "rows") if group is None else (len(np.unique(group)), "groups")
     if not 2 <= folds <= units:
-        raise DataError(f"folds: expected 2 to {units}, the number of {kind} to deal out, got {folds}")
+        raise DataError(f"--data.folds: expected 2 to {units}, the number of {kind} to deal out, got {folds}")
     splitter = (StratifiedKFold if group is None else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
     if np.unique(label, return_counts=True)[1].max() < folds:
         label = np.zeros_like(label)  # no class is large enough to be in every fold
@@ -68,9 +68,9 @@ def assign_parts(
         DataError: If a part is empty, a group is in two parts, or the fold is out of range.
     """
     if fold_array is not None and (len(fold_array) and folds != fold_array.max() + 1):
-        raise DataError(f"folds: expected {fold_array.max() + 1} as in the fold array, got {folds}")
+        raise DataError(f"--data.folds: expected {fold_array.max() + 1} as in the fold array, got {folds}")
     if not 0 <= fold < folds:
-        raise DataError(f"fold: expected 0 to {folds - 1}, got {fold}")
+        raise DataError(f"--data.fold: expected 0 to {folds - 1}, got {fold}")
     names = np.full(len(label), "train", dtype="<U32") if part is None else part.astype("<U32")
     if "val" not in names:
         _hold_out(names, label, group, fold_array, folds, fold, seed, with_test=part is None)
@@ -103,10 +103,10 @@ def _hold_out(
         number = fold_array[rows]
     else:
         number = fold_numbers(label[rows], None if group is None else group[rows], folds, seed)
-    if with_test:
-        names[rows[number == fold]] = "test"
-        fold = (fold + 1) % folds
-    names[rows[number == fold]] = "val"
+    for name, held_out in {"test": fold, "val": (fold + 1) % folds}.items() if with_test else [("val", fold)]:
+        if not (number == held_out).any():
+            raise DataError(f"--data.fold: expected folds with rows, fold {held_out}, which is {name!r}, has none")
+        names[rows[number == held_out]] = name
 
 
 def _check_groups(names: np.ndarray, group: np.ndarray) -> None:

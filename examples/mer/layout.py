@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .files import describe_damage
 from .frames import assemble
 from .labels import LabelTable, codes_from_names, parse_scores, part_names, read_table, unique_names
 from .sets import DataError, MultimodalSet, Source
@@ -156,7 +157,7 @@ def _read_array(path: Path) -> np.ndarray | None:
     try:
         x = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: expected a .npy array of numbers ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path}: expected a .npy array of numbers{describe_damage(error)}") from None
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
         raise DataError(f"{path}: expected numbers of shape (D,) or (T, D), got {_describe(x)}")
     if x.size == 0:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import describe_damage
 from .frames import assemble
 from .labels import codes_from_integers, codes_from_names, part_names
 from .sets import NO_LABEL, DataError, MultimodalSet, Source
@@ -122,17 +123,23 @@ class _Arrays:
 
     def _read(self, path: Path, name: str) -> np.ndarray:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if name in file.files:
-                    return np.asarray(file[name])
-                raise DataError(f"{path}: expected an array {name!r}, found {', '.join(file.files)}")
+            # Opened here: NumPy leaves a file open that it finds damaged.
+            with path.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    raise DataError(f"{path}: not a readable .npz archive of plain arrays (a single array, as in .npy)")
+                if name in loaded.files:
+                    return np.asarray(loaded[name])
+                raise DataError(f"{path}: expected an array {name!r}, found {', '.join(loaded.files)}")
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; expected a .npz file") from None
         except DataError:
             raise
-        except (AttributeError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            problem = str(error).splitlines()[0]
-            raise DataError(f"{path}: expected a .npz file of plain arrays; {name!r}: {problem}") from None
+        except Exception as error:  # a damaged archive can raise anything
+            problem = describe_damage(error)
+            advice = "; `convert` turns the published label-6way.npz into labels.csv" if "objects" in problem else ""
+            place = f"{path}: {name}" if zipfile.is_zipfile(path) else path
+            raise DataError(f"{place}: not a readable .npz archive of plain arrays{problem}{advice}") from None
 
 
 def _trim(x: np.ndarray) -> np.ndarray | None:
