@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import product
 from pathlib import Path
@@ -11,13 +11,22 @@ from typing import Any
 
 import yaml
 
-from .arguments import CONFIGS, Arguments, add_run_arguments, find_config, split_overrides
+from .arguments import (
+    CONFIGS,
+    Arguments,
+    add_run_arguments,
+    check_reference,
+    check_score,
+    find_config,
+    split_overrides,
+)
 from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Outcome, Result, fingerprint, run_jobs
+from .normalize import describe_features
 from .predict import list_tests
-from .reporting import report
-from .specialists import add_regret, specialist_jobs
+from .reporting import report, show
+from .specialists import add_regret, describe_specialists, specialist_jobs
 from .task import build_model
 
 ALL = (
@@ -31,6 +40,7 @@ ALL = (
     "v4_pure_vae",
     "robust",
 )
+REFERENCE = "baseline"
 
 
 def ablate_command(args: Sequence[str]) -> None:
@@ -44,13 +54,14 @@ def ablate_command(args: Sequence[str]) -> None:
     parser.add_argument("--data-config", help="name in configs/data or YAML file; put after each configuration")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="default: 0 1 2 3 4")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
-    parser.add_argument("--reference", default="baseline", help="compare with this one (default: %(default)s)")
+    parser.add_argument("--reference", help=f"compare with this one (default: {REFERENCE}, if it is among them)")
     parser.add_argument("--regret", action="store_true", help="also train specialists for every subset")
     add_run_arguments(parser)
+    parser.set_defaults(epoch_lines=0)
     own, overrides = split_overrides(args)
     given = parser.parse_args(own)
     csv, files = ablate(given, overrides)
-    print("", files[0].read_text(encoding="utf-8"), sep="\n")
+    show(files[0])
     print(*(str(path) for path in (csv, *files)), sep="\n")
 
 
@@ -72,7 +83,11 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
         answers = {name: [[done[one.path]]] for name, one in specialists[job.path].items() if one.path in done}
         if answers and len(answers) == len(specialists[job.path]):
             add_regret(result["views"], answers)
-    return finish("ablate", results, failures, len(jobs), given, data)
+    notes = {"": describe_features({job.config: config["data"] for job, config in planned})}
+    trained = [done[one.path] for group in specialists.values() for one in group.values() if one.path in done]
+    if trained:
+        notes["regret"] = describe_specialists(trained, epochs=given.specialist_epochs)
+    return finish(results, failures, len(jobs), given, list_tests(data), notes)
 
 
 Planned = tuple[Job, dict[str, Any]]
@@ -85,6 +100,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Plan
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(names)}")
+    check_reference("ablate", given.reference, names)
     data: MultimodalData | None = None
     jobs: list[Planned] = []
     for file in files:
@@ -92,6 +108,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Plan
         # The data is read once here: its errors are the same for all.
         cli = MerCLI(words, build=data is None, trainer={"enable_progress_bar": False})
         data = cli.datamodule if data is None else data
+        check_score("ablate", given.score, data)
         _check(file, cli, data, given.folds)
         label = shared[0].stem if shared else Path(data.root).stem
         jobs += _jobs(file.stem, label, cli, given)
@@ -118,7 +135,8 @@ def _jobs(name: str, label: str, cli: MerCLI, given: argparse.Namespace) -> list
     jobs = []
     for seed, fold in product(given.seeds, given.folds):
         path = given.out / "runs" / f"{name}-seed{seed}-fold{fold}.json"
-        job = Job(name, label, seed, fold, words, str(path), identity, (), tuple(given.views), given.draws)
+        views, lines = tuple(given.views), given.epoch_lines
+        job = Job(name, label, seed, fold, words, str(path), identity, (), views, given.draws, lines)
         jobs.append((job, config))
     return jobs
 
@@ -152,19 +170,19 @@ def _summary(outcome: Outcome, score: str) -> str:
 
 
 def finish(
-    command: str,
     results: Sequence[Result],
     failures: Sequence[Outcome],
     total: int,
     given: argparse.Namespace,
-    data: MultimodalData,
+    parts: Sequence[str],
+    notes: Mapping[str, str],
 ) -> tuple[Path, list[Path]]:
     """Report the finished runs; a failed one is an error, but only after the others have been reported."""
     written = None
     if results:
-        reference = getattr(given, "reference", None)
-        written = report(results, given.out, parts=list_tests(data), score=given.score, reference=reference)
+        reference = given.reference or REFERENCE
+        written = report(results, given.out, parts=parts, score=given.score, reference=reference, notes=notes)
     if failures or written is None:
         first = f"; first: {failures[0].job.label}: {failures[0].error}" if failures else ""
-        raise ValueError(f"{command}: {len(failures)} of {total} runs failed; the others are in {given.out}{first}")
+        raise ValueError(f"ablate: {len(failures)} of {total} runs failed; the others are in {given.out}{first}")
     return written

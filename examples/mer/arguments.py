@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .predict import VIEWS
+from .data import MultimodalData
+from .predict import VIEWS, list_metrics
 from .reporting import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -21,20 +22,45 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog.rpartition(' ')[2]}: {message}")
+        raise ValueError(f"{self.prog.rpartition(' ')[2]}: {message.removeprefix('argument ')}")
+
+
+def count(text: str) -> int:
+    """Parse a number of which there is at least one; argparse puts the name of the argument before the message."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `ablate` and `evaluate` share."""
     parser.add_argument("--out", type=Path, required=True, help="folder for CSV, tables, pictures and finished runs")
-    parser.add_argument("--workers", type=int, default=2, help="parallel processes (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="parallel processes (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="threads of each process (default: %(default)s)")
     parser.add_argument(
         "--score", default="weighted_f1", choices=METRICS, help="metric of tables and pictures (default: %(default)s)"
     )
     parser.add_argument("--views", nargs="*", default=list(VIEWS), choices=VIEWS, help="default: all")
-    parser.add_argument("--draws", type=int, default=10, help="draws per missing rate (default: %(default)s)")
-    parser.add_argument("--specialist-epochs", type=int, help="epochs of a specialist (default: as the run)")
+    parser.add_argument("--draws", type=count, default=10, help="draws per missing rate (default: %(default)s)")
+    parser.add_argument("--specialist-epochs", type=count, help="epochs of a specialist (default: as the run)")
+
+
+def check_reference(command: str, reference: str | None, configs: Sequence[str]) -> None:
+    """Raise unless `reference` is None or the name of one of the configurations."""
+    if reference is not None and reference not in configs:
+        names = ", ".join(dict.fromkeys(configs))
+        raise ValueError(f"{command}: --reference: expected one of {names}, got {reference!r}")
+
+
+def check_score(command: str, score: str, data: MultimodalData) -> None:
+    """Raise unless `score` can be measured on the first test part of the data."""
+    known = list_metrics(data)
+    if score not in known:
+        raise ValueError(f"{command}: --score: expected one of {', '.join(known)} on {data.root}, got {score!r}")
 
 
 def find_config(name: str, folder: Path) -> Path:

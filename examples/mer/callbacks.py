@@ -48,6 +48,26 @@ class StoreConfig(Callback):
         checkpoint["validation"] = {name.removeprefix("val_"): value for name, value in metrics.items()}
 
 
+class EpochLines(Callback):
+    """Print the validation score every few epochs, where no progress bar shows it.
+
+    Args:
+        every: number of epochs between two lines.
+        label: put before each line, where several runs print.
+    """
+
+    def __init__(self, every: int = 1, label: str = "") -> None:
+        self.every = every
+        self.prefix = f"{label}: " if label else ""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if trainer.progress_bar_callback is None and trainer.is_global_zero and done % self.every == 0:
+            limit = "" if trainer.max_epochs in (None, -1) else f" of at most {trainer.max_epochs}"
+            score = float(trainer.callback_metrics[MONITOR])
+            print(f"{self.prefix}epoch {done}{limit}, validation combined {score:.4f}", flush=True)
+
+
 class PatientStopping(EarlyStopping):
     """Early stopping that also stays stopped: a finished run that is resumed does not train one more epoch."""
 

@@ -11,6 +11,18 @@ from torch import nn
 CONFIG_KEYS = ("config_name", "config", "validation")
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Give the path of a checkpoint that exists.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; expected a file that `fit` wrote, such as best.ckpt")
+    return path
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that `fit` wrote; only tensors and plain values are unpickled.
 
@@ -18,9 +30,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a checkpoint, or not one of this pipeline.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; expected a file that `fit` wrote, such as best.ckpt")
+    path = find_checkpoint(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler meets in a broken file

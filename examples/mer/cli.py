@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from .callbacks import MONITOR, Checkpoints, EpochSeed, PatientStopping, StoreConfig
+from .callbacks import MONITOR, Checkpoints, EpochLines, EpochSeed, PatientStopping, StoreConfig
 from .checkpoints import check_fits, load_checkpoint
 from .data import DataError, MultimodalData
 from .files import atomic_file
@@ -41,6 +41,7 @@ class MerCLI(LightningCLI):
         keep_last: whether a resumable `last.ckpt` is written beside `best.ckpt`.
         trainer: trainer defaults of the calling command; configuration files and `args` win over them.
         build: False = only parse and check the configuration.
+        callbacks: what the calling command wants done in training besides.
 
     Attributes:
         datamodule, model, trainer: what the configuration describes, ready to train.
@@ -55,8 +56,10 @@ class MerCLI(LightningCLI):
         keep_last: bool = True,
         trainer: dict[str, Any] | None = None,
         build: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         quiet()
+        self.callbacks = list(callbacks)
         self.build = build
         self.keep_last = keep_last
         super().__init__(
@@ -87,6 +90,9 @@ class MerCLI(LightningCLI):
         check_config_files(parser, args)
         # Lightning's own version warns whenever the program itself was started with arguments.
         self.config = parser.parse_args(args)
+        epochs = self.config.trainer.max_epochs
+        if epochs is not None and epochs < 1 and epochs != -1:
+            raise ValueError(f"--trainer.max_epochs: expected at least 1, or -1 for no limit, got {epochs}")
         self.files = [str(path) for path in self.config.config or []]
         self.name = "-".join(Path(file).stem for file in self.files) or "custom"
         if self.config.trainer.default_root_dir is None:
@@ -120,6 +126,7 @@ class MerCLI(LightningCLI):
             EpochSeed(self.config.seed_everything),
             StoreConfig(self.name, self.stored),
             *self.checkpoints.callbacks(),
+            *self.callbacks,
         ]
         return super().instantiate_trainer(**kwargs)
 
@@ -207,7 +214,7 @@ def quiet() -> None:
 
 def fit_command(args: Sequence[str]) -> None:
     """Train one configuration and print where its best checkpoint lies."""
-    cli = MerCLI(args)
+    cli = MerCLI(args, callbacks=[EpochLines()])
     resume = _resume_path(cli)
     best = cli.train(resume)
     if not cli.trainer.is_global_zero:

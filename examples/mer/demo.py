@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .ablate import ablate
-from .arguments import Arguments
+from .arguments import Arguments, count
 from .predict import VIEWS
+from .reporting import show
 from .synthesize import MARKER, synthesize
 
 
@@ -18,9 +19,9 @@ def demo_command(args: Sequence[str]) -> None:
     parser = Arguments("python -m examples.mer demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=0.15, help="size of the made-up set (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="longest training (default: %(default)s)")
+    parser.add_argument("--epochs", type=count, default=20, help="longest training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
-    parser.add_argument("--workers", type=int, default=2, help="parallel processes (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="parallel processes (default: %(default)s)")
     given = parser.parse_args(args)
     root = given.out / "synthetic-mer2023"
     marker = root / MARKER
@@ -42,7 +43,9 @@ def demo_command(args: Sequence[str]) -> None:
         views=list(VIEWS),
         draws=10,
         specialist_epochs=None,
+        epoch_lines=max(1, given.epochs // 4),
     )
     csv, files = ablate(settings, ["--data.root", str(root), "--trainer.max_epochs", str(given.epochs)])
-    print("", files[0].read_text(encoding="utf-8"), "table:", f"  {files[0]}", f"  {csv}", "pictures:", sep="\n")
+    show(files[0])
+    print("table:", f"  {files[0]}", f"  {csv}", "pictures:", sep="\n")
     print(*(f"  {path}" for path in files[1:]), sep="\n")

@@ -12,15 +12,16 @@ import torch
 import yaml
 
 from .ablate import complete
-from .arguments import Arguments, add_run_arguments, split_overrides
+from .arguments import Arguments, add_run_arguments, check_reference, check_score, count, split_overrides
 from .checkpoints import check_fits, load_checkpoint
 from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Result, fingerprint
-from .normalize import Standardizer
+from .normalize import Standardizer, describe_features
+from .origin import check_origin, origin_of, write_origin
 from .predict import Member, list_tests, predictor, views_on_tests
-from .reporting import report
-from .specialists import add_regret, specialist_jobs
+from .reporting import report, show
+from .specialists import add_regret, describe_specialists, specialist_jobs
 from .task import FusionTask
 
 ENSEMBLE = -1  # the fold of a row that stands for all folds of a seed
@@ -57,26 +58,39 @@ def evaluate_command(args: Sequence[str]) -> None:
         epilog="Other words, such as --data.root PATH, change the stored configuration.",
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, help="best.ckpt of one or more runs")
-    parser.add_argument("--specialist-seeds", type=int, default=1, help="specialists per subset (default: 1)")
+    parser.add_argument("--specialist-seeds", type=count, default=1, help="specialists per subset (default: 1)")
     parser.add_argument("--no-regret", action="store_true", help="train no specialists")
     parser.add_argument("--reference", help="configuration to compare with")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of other checkpoints in --out")
     add_run_arguments(parser)
     own, overrides = split_overrides(args)
     given = parser.parse_args(own)
-    if given.specialist_seeds < 1:
-        raise ValueError(f"evaluate: --specialist-seeds: expected at least 1, got {given.specialist_seeds}")
+    csv, files = evaluate(given, overrides)
+    show(files[0])
+    print(*(str(path) for path in (csv, *files)), sep="\n")
+
+
+def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, list[Path]]:
+    """Measure the checkpoints of the parsed arguments and report."""
+    origin = origin_of(given.checkpoints, overrides)
+    if not given.overwrite:
+        check_origin(given.out, origin)
     torch.set_num_threads(given.threads)
     trained = [open_checkpoint(path, overrides, given.out) for path in given.checkpoints]
+    check_reference("evaluate", given.reference, [one.checkpoint["config_name"] for one in trained])
+    for one in trained:
+        check_score("evaluate", given.score, one.data)
     groups: dict[Any, list[Trained]] = {}
     for one in trained:
         groups.setdefault(one.key, []).append(one)
     results = [evaluate_group(members, given) for members in groups.values()]
+    notes = {"": describe_features({one.checkpoint["config_name"]: vars(one.cli.config.data) for one in trained})}
     if "subset" in given.views and not given.no_regret:
-        regret(list(groups.values()), results, given)
+        notes["regret"] = regret(list(groups.values()), results, given)
     parts = list_tests(trained[0].data)
-    csv, files = report(results, given.out, parts=parts, score=given.score, reference=given.reference)
-    print("", files[0].read_text(encoding="utf-8"), sep="\n")
-    print(*(str(path) for path in (csv, *files)), sep="\n")
+    written = report(results, given.out, parts=parts, score=given.score, reference=given.reference, notes=notes)
+    write_origin(given.out, origin)
+    return written
 
 
 def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:
@@ -122,8 +136,8 @@ def standardizer_of(member: Trained) -> Standardizer:
     return Standardizer.fit(raw.sets["train"])
 
 
-def regret(groups: Sequence[Sequence[Trained]], results: Sequence[Result], given: argparse.Namespace) -> None:
-    """Train the specialists that are not there yet and add regret to the results."""
+def regret(groups: Sequence[Sequence[Trained]], results: Sequence[Result], given: argparse.Namespace) -> str:
+    """Train the specialists that are not there yet, add regret to the results, and say how they were trained."""
     wanted = [_specialists(members, given) for members in groups]
     jobs = {job.path: job for subsets in wanted for seeds in subsets.values() for folds in seeds for job in folds}
     print(f"specialists for the regret: {len(jobs)} short trainings", flush=True)
@@ -133,6 +147,7 @@ def regret(groups: Sequence[Sequence[Trained]], results: Sequence[Result], given
     for result, subsets in zip(results, wanted, strict=True):
         answers = {name: [[done[job.path] for job in folds] for folds in seeds] for name, seeds in subsets.items()}
         add_regret(result["views"], answers)
+    return describe_specialists(done.values(), seeds=given.specialist_seeds, epochs=given.specialist_epochs)
 
 
 def _specialists(members: Sequence[Trained], given: argparse.Namespace) -> dict[str, list[list[Job]]]:

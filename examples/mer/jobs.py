@@ -19,6 +19,7 @@ import yaml
 
 import mmrobust
 
+from .callbacks import EpochLines
 from .cli import MerCLI, quiet
 from .files import atomic_file
 from .predict import VIEWS, Member, list_tests, predictor, views_on_tests
@@ -41,6 +42,7 @@ class Job(NamedTuple):
         subset: modalities of a specialist, which is trained and selected on them alone; () = all, a normal run.
         views: the robustness views of a normal run.
         draws: draws per missing rate.
+        epoch_lines: print a line every so many epochs; 0 = none, many runs at once would drown in them.
     """
 
     config: str
@@ -53,6 +55,7 @@ class Job(NamedTuple):
     subset: tuple[str, ...] = ()
     views: tuple[str, ...] = VIEWS
     draws: int = 10
+    epoch_lines: int = 0
 
     @property
     def label(self) -> str:
@@ -74,7 +77,8 @@ def execute(job: Job) -> Result:
     words = [*job.args, "--seed_everything", str(job.seed), "--data.fold", str(job.fold)]
     with tempfile.TemporaryDirectory() as folder:
         words += ["--trainer.default_root_dir", folder]
-        cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
+        lines = [EpochLines(job.epoch_lines, job.label)] if job.epoch_lines else []
+        cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False}, callbacks=lines)
         best = cli.train()
     result: Result = {
         "config": job.config,

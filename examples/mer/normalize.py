@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,12 @@ from torch import Tensor
 from mmrobust.masking import zero_missing
 
 from .sets import MultimodalSet
+
+DESCRIPTIONS = {
+    "train": "standardised by the training rows (`normalize: train`)",
+    "group": "standardised within each group, by all of its own rows and without labels (`normalize: group`, {group})",
+    "none": "not standardised (`normalize: none`)",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,19 @@ def standardize_within_groups(rows: MultimodalSet) -> MultimodalSet:
         for name, x in Standardizer.fit(own).apply(own).features.items():
             features[name][index] = x
     return replace(rows, features=features)
+
+
+def describe_features(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in one line how the features were standardised.
+
+    Args:
+        settings: the `data` section of every configuration, by its name.
+    """
+    configs: dict[str, list[str]] = {}
+    for config, data in settings.items():
+        configs.setdefault(DESCRIPTIONS[data["normalize"]].format(group=data.get("group")), []).append(config)
+    texts = [f"{text} in {', '.join(names)}" if len(configs) > 1 else text for text, names in configs.items()]
+    return f"Features: {'; '.join(texts)}."
 
 
 def _real(rows: MultimodalSet) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from mmrobust.masking import zero_missing
 
 from .data import MultimodalData
 from .normalize import Standardizer
+from .reporting import METRICS
 from .sets import MultimodalSet
 from .task import FusionTask
 
@@ -99,6 +100,12 @@ def list_tests(data: MultimodalData) -> list[str]:
     if not data.test_names:
         raise ValueError(f"{data.root}: expected a test part, the split has only {', '.join(data.sets)}")
     return data.test_names
+
+
+def list_metrics(data: MultimodalData) -> list[str]:
+    """List the metrics of the robustness views: without a score to predict, or one to compare with, no error of it."""
+    scored = data.num_values > 0 and not _scoreless(data.sets[list_tests(data)[0]])
+    return [metric for metric in METRICS if scored or metric != "valence_mse"]
 
 
 def _scoreless(part: MultimodalSet) -> bool:

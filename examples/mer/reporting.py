@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.robustness import LOWER_IS_BETTER, read_rows, run_row, summarize, write_rows
-from benchmarks.robustness.report import write_report
+from benchmarks.robustness.report import without_pictures, write_report
 from benchmarks.robustness.rows import write_atomically
 from benchmarks.robustness.statistics import clusters_of
 from benchmarks.robustness.tables import markdown
@@ -20,7 +20,13 @@ FACTS = ("config", "data", "seed", "fold", "best_epoch", "epochs", "seconds")
 
 
 def report(
-    results: Iterable[dict[str, Any]], folder: Path, *, parts: Sequence[str], score: str, reference: str | None
+    results: Iterable[dict[str, Any]],
+    folder: Path,
+    *,
+    parts: Sequence[str],
+    score: str,
+    reference: str | None,
+    notes: Mapping[str, str] | None = None,
 ) -> tuple[Path, list[Path]]:
     """Write `runs.csv` (a row per run), `summary.md` and pictures.
 
@@ -30,6 +36,7 @@ def report(
         parts: names of the test parts; the first has the robustness views.
         score: the metric of tables and pictures.
         reference: the configuration compared with, or None.
+        notes: lines under the tables, see `write_report`.
 
     Returns:
         The CSV, and the table followed by the pictures.
@@ -39,10 +46,15 @@ def report(
     frame = read_rows(folder / "runs.csv")
     if reference not in set(frame["config"]) or frame["config"].nunique() == 1:
         reference = None
-    table, *pictures = write_report(frame, folder, score=score, reference=reference, clean=parts[0])
+    table, *pictures = write_report(frame, folder, score=score, reference=reference, clean=parts[0], notes=notes)
     sections = [table.read_text(encoding="utf-8").strip(), "## Test parts as they are", parts_table(frame, parts)]
     write_atomically(table, "\n\n".join(sections) + "\n")
     return folder / "runs.csv", [table, *pictures]
+
+
+def show(table: Path) -> None:
+    """Print the tables of a summary; its pictures are files."""
+    print("", without_pictures(table.read_text(encoding="utf-8")), sep="\n")
 
 
 def parts_table(frame: pd.DataFrame, parts: Sequence[str]) -> str:

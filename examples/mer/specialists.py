@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,23 @@ def specialist_jobs(
             subset=subset,
         )
     return jobs
+
+
+def describe_specialists(results: Iterable[Result], *, seeds: int = 1, epochs: int | None = None) -> str:
+    """Say in one line how the specialists were trained.
+
+    Args:
+        results: the specialists, all of them.
+        seeds: number of specialists per subset and run (and fold).
+        epochs: the largest number of epochs if it is not that of the run.
+    """
+    trained = [result["epochs"] for result in results]
+    span = " to ".join(map(str, dict.fromkeys((min(trained), max(trained)))))
+    limit = "as many epochs as the run" if epochs is None else f"{epochs} epochs (`--specialist-epochs`)"
+    return (
+        f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run, modality "
+        f"dropout off; at most {limit}, {span} were trained."
+    )
 
 
 def add_regret(views: dict[str, View], specialists: Mapping[str, Sequence[Sequence[Result]]]) -> None:

@@ -34,6 +34,18 @@ class TestFit:
         states = [torch.load(tmp_path / name / "last.ckpt")["state_dict"] for name in ("run", "whole")]
         assert all(torch.equal(x, states[1][key]) for key, x in states[0].items())
 
+    def test_prints_a_line_per_epoch_where_no_bar_is_shown(
+        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words += ["--trainer.default_root_dir", str(tmp_path / "run")]
+        assert main(["fit", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        starts = [f"epoch {epoch} of at most 2, validation combined " for epoch in (1, 2)]
+        assert all(line.startswith(start) for line, start in zip(lines, starts, strict=False))
+        assert len(lines) == 4
+        assert main(["fit", *words, "--trainer.enable_progress_bar", "true", "--overwrite", "true"]) == 0
+        assert "of at most" not in capsys.readouterr().out
+
     def test_names_the_folder_after_configurations_seed_and_fold(
         self, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -63,6 +75,8 @@ class TestFit:
             (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
             (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
             (["--data.only", "[c]"], "only: expected one of a, b"),
+            (["--data.fold", "9"], "--data.fold: expected 0 to 4, got 9"),
+            (["--trainer.max_epochs", "0"], "--trainer.max_epochs: expected at least 1, or -1 for no limit, got 0"),
         ],
     )
     def test_says_in_one_line_what_is_wrong(
@@ -121,11 +135,18 @@ class TestOthers:
         assert "is there already" in fails(capsys, "synthesize", "--out", str(tmp_path / "set"), "--scale", "0.01")
         assert "nowhere.npz: no such file" in fails(capsys, "convert", str(tmp_path / "nowhere.npz"))
 
+    def test_demo_needs_an_epoch(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        error = fails(capsys, "demo", "--out", str(tmp_path / "demo"), "--epochs", "0")
+        assert error == "error: demo: --epochs: expected at least 1, got 0\n"
+        assert not (tmp_path / "demo").exists()
+
     @pytest.mark.slow
     def test_demo(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--scale", "0.03", "--epochs", "2", "--seeds", "0", "--workers", "1"]
         assert main(["demo", "--out", str(tmp_path), *words]) == 0
         printed = capsys.readouterr().out
+        assert "robust seed 0 fold 0: epoch 2 of at most 2, validation combined" in printed
+        assert "![" not in printed
         for path in [tmp_path / "results" / name for name in ["summary.md", *PICTURES]]:
             assert path.is_file()
             assert str(path) in printed

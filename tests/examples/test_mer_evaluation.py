@@ -51,6 +51,9 @@ class TestEvaluate:
         for title in ("mean over subsets", "mean over missing rates", "mean over corruptions", "mean regret"):
             assert title in printed
         assert all(str(out / name) in printed for name in ["runs.csv", "summary.md", "regret.png", *PICTURES])
+        assert "Features: standardised by the training rows (`normalize: train`)." in printed
+        assert "Specialists: 1 seed per subset, family" in printed and "1 epochs (`--specialist-epochs`)" in printed
+        assert "![" not in printed
         row = read_rows(out / "runs.csv").iloc[0]
         robust, specialist = row["subset[a].weighted_f1"], row["specialist[a].weighted_f1"]
         assert row["regret[a].weighted_f1"] == pytest.approx(specialist - robust, abs=1e-5)
@@ -58,6 +61,30 @@ class TestEvaluate:
         assert len(before) == 3
         assert main(command) == 0
         assert before == {path: path.stat().st_mtime_ns for path in (out / "specialists").iterdir()}
+
+    def test_does_not_write_over_the_results_of_other_checkpoints(
+        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        best = []
+        for seed in ("0", "1"):
+            run = tmp_path / seed
+            main(["fit", *words, "--seed_everything", seed, "--trainer.default_root_dir", str(run)])
+            best.append(str(run / "best.ckpt"))
+        out = tmp_path / "out"
+        rest = ["--out", str(out), "--no-regret", "--views"]
+        assert main(["evaluate", best[0], *rest]) == 0
+        assert main(["evaluate", best[0], *rest]) == 0
+        before = (out / "runs.csv").read_bytes()
+        error = fails(capsys, "evaluate", best[1], *rest)
+        assert str(out) in error and "choose another --out, or pass --overwrite" in error
+        assert "of other checkpoints or settings" in fails(
+            capsys, "evaluate", best[0], *rest, "--data.normalize", "none"
+        )
+        assert (out / "runs.csv").read_bytes() == before
+        assert main(["evaluate", best[1], "--overwrite", *rest]) == 0
+        assert read_rows(out / "runs.csv")["seed"].tolist() == [1]
+        (out / "runs.csv").write_bytes(before)  # as another command would: the note is not about these runs
+        fails(capsys, "evaluate", best[1], *rest)
 
     def test_folds_of_one_seed_are_one_ensemble(self, words: list[str], tmp_path: Path) -> None:
         paths = []
@@ -92,6 +119,8 @@ class TestEvaluate:
         assert "checkpoint of other sizes" in fails(capsys, "evaluate", best, *out, "--data.root", str(other))
         assert "no such checkpoint" in fails(capsys, "evaluate", "nowhere.ckpt", *out)
         assert "one checkpoint per configuration" in fails(capsys, "evaluate", best, best, *out)
+        assert "evaluate: --draws: expected at least 1, got 0" in fails(capsys, "evaluate", best, *out, "--draws", "0")
+        assert "--reference: expected one of toy, got" in fails(capsys, "evaluate", best, *out, "--reference", "nope")
         assert "unrecognized arguments: --nonsense" in fails(capsys, "evaluate", best, *out, "--nonsense")
         assert "--out" in fails(capsys, "evaluate", best)
         assert "--data.root: expected a value" in fails(capsys, "evaluate", best, *out, "--data.root")
@@ -119,6 +148,8 @@ class TestAblate:
         assert main([*ablation, "--seeds", "0", "1"]) == 0
         printed = capsys.readouterr().out
         assert "Difference to plain" in printed
+        assert "![" not in printed
+        assert "of at most" not in printed  # no line per epoch
         out = tmp_path / "out"
         assert sorted(path.name for path in out.glob("*.png")) == PICTURES
         rows = read_rows(out / "runs.csv")
@@ -163,11 +194,15 @@ class TestAblate:
         assert read_rows(tmp_path / "out" / "runs.csv")["config"].tolist() == ["plain"]
 
     def test_regret_of_every_subset(self, ablation: list[str], tmp_path: Path) -> None:
+        ablation = ablation[: ablation.index("--reference")]  # the default one is not among these
         assert main([*ablation, "--seeds", "0", "--regret", "--specialist-epochs", "1", "--views", "subset"]) == 0
         rows = read_rows(tmp_path / "out" / "runs.csv")
         assert {"regret[a].accuracy", "regret[b].accuracy", "regret[a+b].accuracy"} < set(rows.columns)
         one = json.loads((tmp_path / "out" / "specialists" / "toy-seed0-fold0-b.json").read_text())
         assert len(one["answer"]["logits"]) == 30
+        text = (tmp_path / "out" / "summary.md").read_text()
+        assert "Difference to" not in text
+        assert "at most 1 epochs (`--specialist-epochs`), 1 were trained." in text
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
@@ -175,7 +210,16 @@ class TestAblate:
             (["--configs", "nonsense"], "expected a YAML file or one of baseline, "),
             (["--data-config", "nonsense"], "expected a YAML file or one of mer2023, "),
             (["--folds", "7"], "--folds: expected 0 to 4, got 7"),
-            (["--score", "speed"], "--score"),
+            (["--score", "speed"], "ablate: --score: invalid choice: 'speed'"),
+            (["--score", "valence_mse", "--data.score", "null"], "--score: expected one of weighted_f1, macro_f1, acc"),
+            (["--reference", "nope"], "ablate: --reference: expected one of plain, toy, got 'nope'"),
+            (["--reference", "baseline"], "ablate: --reference: expected one of plain, toy, got 'baseline'"),
+            (["--trainer.max_epochs", "0"], "--trainer.max_epochs: expected at least 1, or -1 for no limit, got 0"),
+            (["--draws", "0"], "ablate: --draws: expected at least 1, got 0"),
+            (["--workers", "0"], "ablate: --workers: expected at least 1, got 0"),
+            (["--threads", "-1"], "ablate: --threads: expected at least 1, got -1"),
+            (["--specialist-epochs", "0"], "ablate: --specialist-epochs: expected at least 1, got 0"),
+            (["--draws", "few"], "ablate: --draws: expected a whole number, got 'few'"),
             (["--model.options.nonsense", "1"], "plain.yaml: model.options (family attention): unknown option"),
             (["--data.root", "nowhere.npz"], "nowhere.npz: no such file"),
             (["--regret", "--views", "missing"], "--regret needs the view 'subset'"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from examples.mer.data import MultimodalSet
 from examples.mer.folds import assign_parts, fold_numbers
 from examples.mer.frames import assemble, pool
-from examples.mer.normalize import Standardizer
+from examples.mer.normalize import Standardizer, describe_features
 from tests.examples.mer_sets import SIZES, Rng, layout_data, npz_data, write_layout, write_npz
 
 # --- frames
@@ -166,3 +166,10 @@ def test_standardizer_of_nothing_present() -> None:
         ["x"], {"a": torch.zeros(1, 2)}, {}, torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1).long()
     )
     assert Standardizer.fit(rows).apply(rows).features["a"].tolist() == [[0, 0]]
+
+
+def test_description_of_the_features_names_configurations_only_where_they_differ() -> None:
+    train, group = {"normalize": "train", "group": None}, {"normalize": "group", "group": "subject"}
+    assert describe_features({"x": train, "y": train}).count("`normalize: train`") == 1
+    both = describe_features({"x": train, "y": group, "z": train})
+    assert "(`normalize: train`) in x, z; " in both and both.endswith("(`normalize: group`, subject) in y.")
