@@ -22,7 +22,7 @@ _PEERS = ("numpy", "triton", "kornia")
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the metadata of a run on ``device``."""
     commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")  # the results of this very run
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,

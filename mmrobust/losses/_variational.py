@@ -97,8 +97,8 @@ def squared_error(
             keep = keep & rows.reshape(rows.shape + (1,) * (keep.dim() - 1))
     with no_autocast(prediction):
         # A difference hands its gradient on unchanged, so zeroing after it is as safe as before it, and half the work.
-        error = zero_missing(widen(prediction) - widen(target.detach()), keep).flatten()
-        return torch.dot(error, error), _count(keep, prediction, reduction)
+        error = zero_missing(widen(prediction) - widen(target.detach()), keep)
+        return error.square().sum(), _count(keep, prediction, reduction)
 
 
 def mean_errors(

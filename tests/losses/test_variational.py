@@ -372,3 +372,11 @@ def test_wrong_inputs_name_the_argument(change: dict, says: str) -> None:
     inputs = {"mu": mu, "logvar": logvar, "reconstructions": reconstructions, "targets": targets}
     with pytest.raises((ValueError, TypeError), match=says):
         VariationalLoss()(**{**inputs, **change})
+
+
+def test_reconstruction_of_many_features_keeps_its_digits() -> None:
+    """Millions of squares in one float32 accumulator would lose four digits."""
+    torch.manual_seed(0)
+    prediction, target = torch.randn(2, 1000, 5000)
+    exact = reconstruction_loss(prediction.double(), target.double())
+    assert abs(reconstruction_loss(prediction, target).double() / exact - 1) < 1e-6
