@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Mapping, Sequence
 
-from ._checks import as_mask, check_floating, check_range, check_tensor
+import torch
+from torch import Tensor, nn
+
+from ._checks import as_mask, check_floating, check_option, check_range, check_shape, check_tensor
 from ._precision import no_autocast, widen
 from ._random import normal_like, uniform
 from .masking import zero_missing
 
 
 def add_noise(
-    x: Tensor, snr_db: float, mask: Tensor | None = None, *, generator: torch.Generator | None = None
+    x: Tensor, snr_db: float | Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None
 ) -> Tensor:
     r"""Add white Gaussian noise at a signal-to-noise ratio, measured sample by sample.
 
@@ -21,7 +23,7 @@ def add_noise(
 
     Args:
         x: Floating tensor ``(B, ...)``.
-        snr_db: Ratio in dB; 0 = as much noise as signal.
+        snr_db: Ratio in dB, a number or one per sample ``(B,)``; 0 = as much noise as signal.
         mask: Bool or integer 0/1 mask, ``(B,)`` or ``(B, T)``; True = present. Absent entries become zero.
         generator: Source of randomness; ``None`` = the global one.
 
@@ -40,9 +42,17 @@ def add_noise(
         10.0
     """
     check_floating("add_noise", "x", x)
-    check_range("add_noise", "snr_db", snr_db)
+    if isinstance(snr_db, Tensor):
+        check_shape("add_noise", "snr_db", snr_db, B=x.shape[0])
+        snr_db = snr_db.reshape((-1,) + (1,) * (max(x.dim(), 2) - 1))
+    else:
+        check_range("add_noise", "snr_db", snr_db)
+    return _add_noise(x, snr_db, mask, generator)
+
+
+def _add_noise(x: Tensor, snr_db: float | Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
     if x.dim() == 1:  # summing over no dimension would sum over all
-        return add_noise(x.unsqueeze(1), snr_db, mask, generator=generator).squeeze(1)
+        return _add_noise(x.unsqueeze(1), snr_db, mask, generator).squeeze(1)
     with no_autocast(x):
         clean = widen(zero_missing(x, mask))
         valid = widen(zero_missing(torch.ones_like(x), mask))
@@ -138,3 +148,88 @@ def drop_frames(mask: Tensor, rate: float, *, generator: torch.Generator | None 
     assert keep is not None
     check_range("drop_frames", "rate", rate, 0.0, 1.0)
     return keep & (uniform(keep.shape, generator, keep.device) >= rate)
+
+
+class ModalityCorruption(nn.Module):
+    """Spoil whole modalities during training, without saying so: noise at a random level, or zeros.
+
+    Every modality of every sample is spoilt with probability ``rate``, in a way drawn uniformly from ``kinds``. Train
+    with the spoilt inputs, and hand the clean ones to the model as ``targets``: what differs was spoilt. In eval mode
+    nothing changes and nothing is drawn.
+
+    Args:
+        rate: Probability in [0, 1] that a modality of a sample is spoilt.
+        kinds: One or more of ``"noise"`` (:func:`add_noise`, its ratio uniform in ``snr_db``), ``"zeros"``,
+            ``"shuffle"`` (:func:`shuffle_rows`) and ``"scale"`` (:func:`scale_rows` up to 20 dB).
+        snr_db: Lowest and highest signal-to-noise ratio in dB.
+
+    Raises:
+        TypeError: If a number is none.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> corruption = ModalityCorruption(1.0, kinds=["zeros"])
+        >>> corruption({"audio": torch.ones(2, 3)})["audio"].sum()
+        tensor(0.)
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        kinds: Sequence[str] = ("noise", "zeros"),
+        snr_db: tuple[float, float] = (-20.0, 15.0),
+    ) -> None:
+        super().__init__()
+        where = "ModalityCorruption"
+        check_range(where, "rate", rate, 0.0, 1.0)
+        for kind in kinds:
+            check_option(where, "kinds", kind, tuple(_KINDS))
+        if not kinds:
+            raise ValueError(f"{where}: expected kinds with at least one of {', '.join(_KINDS)}, got none")
+        low, high = snr_db
+        check_range(where, "snr_db[0]", low)
+        check_range(where, "snr_db[1]", high, low)
+        self.rate, self.kinds, self.snr_db = rate, tuple(kinds), (low, high)
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"rate={self.rate}, kinds={self.kinds}, snr_db={self.snr_db}"
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Spoil ``inputs``, by name floating ``(B, D)`` or ``(B, T, D)`` with ``masks (B, T)``, True = real step.
+
+        Raises:
+            TypeError: If an input is not floating.
+            ValueError: If a mask does not fit.
+        """
+        if not self.training or self.rate == 0.0:
+            return dict(inputs)
+        return {name: self._spoil(x, (masks or {}).get(name), generator) for name, x in inputs.items()}
+
+    def _spoil(self, x: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        check_floating("ModalityCorruption", "inputs", x)
+        draws = uniform((2, x.shape[0]), generator, x.device)
+        # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
+        choice = draws[0] / self.rate * len(self.kinds)
+        low, high = self.snr_db
+        spoilt = x
+        for index, kind in enumerate(self.kinds):
+            chosen = ((choice >= index) & (choice < index + 1)).reshape((-1,) + (1,) * (x.dim() - 1))
+            other = _KINDS[kind](x, low + (high - low) * draws[1], mask, generator)
+            spoilt = torch.where(chosen, other, spoilt)
+        return spoilt
+
+
+_KINDS: dict[str, Callable[[Tensor, Tensor, Tensor | None, torch.Generator | None], Tensor]] = {
+    "noise": lambda x, snr_db, mask, generator: add_noise(x, snr_db, mask, generator=generator),
+    "zeros": lambda x, snr_db, mask, generator: torch.zeros_like(x),
+    "shuffle": lambda x, snr_db, mask, generator: shuffle_rows(x, generator=generator),
+    "scale": lambda x, snr_db, mask, generator: scale_rows(x, 20.0, mask, generator=generator),
+}

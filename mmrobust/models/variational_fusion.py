@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import check_option, check_range, check_size
 from .._precision import widen
-from ..attention import ProxyCrossModalAttention
-from ..encoders import ModalityDecoder, VariationalLSTMEncoder, VariationalMLPEncoder, VariationalOutput
-from ..fusion import FusionOutput, GatedUncertaintyFusion, UncertaintyWeightedFusion, weighted_sum
+from ..encoders import VariationalOutput
+from ..fusion import weighted_sum
 from ..fusion.uncertainty import Weighting
 from ..losses.contrastive import ModalityContrastiveLoss
 from ..losses.variational import VariationalLoss
-from ..masking import masked_softmax, zero_missing
+from ..masking import zero_missing
 from ..presence import ModalityDropout
+from ..quality import ModalityQuality, quality_loss
 from ._inputs import ABSENCES, Absence, FusionClassifierOutput, InputReader, ModalityInputs, PredictionHeads
+from ._variational_parts import build_attention, build_decoders, build_encoders, build_fusion, spoilt_rows
 
 # What the published system gives a modality that its dropout took away, instead of leaving it out.
 _PUBLISHED_ABSENT_STD = 1e6
@@ -58,6 +59,10 @@ class VariationalFusionClassifier(nn.Module):
             ``"zero_fill"``, as published: absent inputs are zeros that are encoded and fused as if present; modality
             dropout zeroes means after encoding and sets their std to 1e6, which leaves them some weight.
         classify_from: ``"mean"`` or ``"sample"``: what the fusion weighs (in eval mode always the mean).
+        quality: What becomes of the log-variance that :class:`ModalityQuality` reads from the inputs: ``"none"`` =
+            there is none; ``"scale"``: it scales the encoders' stds; ``"replace"``: it stands in their place in the
+            fusion. Call :meth:`fit_quality` before training, and train with spoilt inputs and clean ``targets``.
+        quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt.
         kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
         reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
         cross_kl_weight: Weight of the KL between modalities.
@@ -112,6 +117,8 @@ class VariationalFusionClassifier(nn.Module):
         modality_dropout_ramp: int = 0,
         absence: Absence = "exclude",
         classify_from: Literal["mean", "sample"] = "mean",
+        quality: Literal["none", "scale", "replace"] = "none",
+        quality_weight: float = 1.0,
         kl_weight: float = 0.01,
         reconstruction_weight: float = 0.1,
         cross_kl_weight: float = 0.01,
@@ -131,20 +138,22 @@ class VariationalFusionClassifier(nn.Module):
         check_option(where, "absence", absence, ABSENCES)
         check_option(where, "classify_from", classify_from, ("mean", "sample"))
         check_option(where, "reconstruct_from", reconstruct_from, ("own", "fused"))
+        check_option(where, "quality", quality, ("none", "scale", "replace"))
         check_range(where, "contrastive_weight", contrastive_weight, 0.0)
+        check_range(where, "quality_weight", quality_weight, 0.0)
         self.reader, count = InputReader(where, in_features, sequences), len(in_features)
         self.modalities = tuple(in_features)
         self.absence, self.classify_from, self.reconstruct_from = absence, classify_from, reconstruct_from
-        self.encoders = _encoders(self.reader, hidden_features, dropout, logvar_bound)
+        self.encoders = build_encoders(self.reader, hidden_features, dropout, logvar_bound)
         self.modality_dropout = ModalityDropout(
             modality_dropout, warmup_epochs=modality_dropout_warmup, ramp_epochs=modality_dropout_ramp
         )
         weighing = {"weighting": weighting, "power": power, "temperature": temperature}
         weighing |= {"per_dimension": per_dimension, "prior_expert": prior_expert}
-        self.fusion = _fusion(fusion, hidden_features, count, gate_alpha, weighing)
-        self.attention = _attention(attention, hidden_features, num_heads, dropout, count)
+        self.fusion = build_fusion(where, fusion, hidden_features, count, gate_alpha, weighing)
+        self.attention = build_attention(where, attention, hidden_features, num_heads, dropout, count)
         self.heads = PredictionHeads(where, hidden_features, num_classes, num_values, dropout)
-        self.decoders = _decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None
+        self.decoders = build_decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None
         self.variational_loss = VariationalLoss(
             kl_weight,
             reconstruction_weight,
@@ -156,6 +165,8 @@ class VariationalFusionClassifier(nn.Module):
             warmup_epochs=kl_warmup,
             ramp_epochs=kl_ramp,
         )
+        self.quality_mode, self.quality_weight = quality, quality_weight
+        self.quality = None if quality == "none" else ModalityQuality(in_features)
         self.contrastive_weight = contrastive_weight
         self.contrastive = (
             ModalityContrastiveLoss(hidden_features, count, contrastive_features) if contrastive_weight > 0 else None
@@ -165,6 +176,24 @@ class VariationalFusionClassifier(nn.Module):
         """Set the current epoch (0-based), which modality dropout and KL warm-up follow."""
         self.modality_dropout.set_epoch(epoch)
         self.variational_loss.set_epoch(epoch)
+
+    def fit_quality(
+        self,
+        inputs: Mapping[str, Tensor],
+        present: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Show :class:`ModalityQuality` the training rows, without labels; arguments as in :meth:`forward`.
+
+        Raises:
+            RuntimeError: If the model was built with ``quality="none"``.
+            TypeError: If a dtype is wrong.
+            ValueError: If a name or a shape does not fit, or a modality is present in no row.
+        """
+        if self.quality is None:
+            raise RuntimeError(f"{_WHERE}: expected a model with quality, got quality='none'")
+        x = self.reader.read(inputs, present, masks, fill=False)
+        self.quality.fit(x.features, x.present, x.masks)
 
     def forward(
         self,
@@ -192,7 +221,11 @@ class VariationalFusionClassifier(nn.Module):
         kept = self.modality_dropout(x.present if exclude else torch.ones_like(x.present))
         visible = kept if exclude else None
         latent = self._encode(x, visible)
+        quality = None if self.quality is None else self.quality(x.features, visible, x.masks)
         seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
+        if quality is not None:
+            factor = (0.5 * widen(quality)).exp().unsqueeze(-1)
+            std = (factor.expand_as(std) if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
         if not exclude:
             seen = zero_missing(seen, kept)
             std = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
@@ -202,11 +235,12 @@ class VariationalFusionClassifier(nn.Module):
         features, logits, values = self.heads(fused)
         if self.training:
             aux_loss = self._aux_loss(x, self._targets(x, targets), latent, weights, visible)
+            if quality is not None and targets is not None:
+                flags = spoilt_rows(x, self._targets(x, targets))
+                aux_loss = aux_loss + self.quality_weight * quality_loss(quality, flags, visible)
         else:
             aux_loss = widen(features).new_zeros(())
-        return FusionClassifierOutput(
-            features, logits, values, aux_loss, weights, latent.mu, latent.std, kept & x.present
-        )
+        return FusionClassifierOutput(features, logits, values, aux_loss, weights, latent.mu, std, kept & x.present)
 
     def _encode(self, x: ModalityInputs, visible: Tensor | None) -> VariationalOutput:
         """Encode all modalities into one ``(B, M, H)`` Gaussian."""
@@ -248,47 +282,3 @@ class VariationalFusionClassifier(nn.Module):
         if self.contrastive is not None:
             loss = loss + self.contrastive_weight * self.contrastive(latent.mu, visible)
         return loss
-
-
-class _MeanFusion(nn.Module):
-    """Give equal weights to what is present: the simple baseline that takes no notice of uncertainty."""
-
-    def forward(self, mu: Tensor, std: Tensor, present: Tensor | None = None) -> FusionOutput:
-        weights = masked_softmax(mu.new_zeros(mu.shape[:2]), present)
-        return FusionOutput(weighted_sum(mu, weights, present), weights)
-
-
-def _encoders(
-    reader: InputReader, hidden: int, dropout: float, logvar_bound: Literal["soft", "clamp"]
-) -> nn.ModuleList:
-    encoders: list[nn.Module] = []
-    for name, size in reader.sizes.items():
-        kind = VariationalLSTMEncoder if name in reader.sequences else VariationalMLPEncoder
-        encoders.append(kind(size, hidden, dropout, logvar_bound=logvar_bound))
-    return nn.ModuleList(encoders)
-
-
-def _decoders(reader: InputReader, hidden: int, dropout: float) -> nn.ModuleList:
-    return nn.ModuleList(
-        ModalityDecoder(hidden, size, dropout, sequence=name in reader.sequences) for name, size in reader.sizes.items()
-    )
-
-
-def _fusion(kind: str, hidden: int, count: int, alpha: float, weighing: dict[str, Any]) -> nn.Module:
-    check_option(_WHERE, "fusion", kind, ("uncertainty", "gated", "mean"))
-    for name in ("per_dimension", "prior_expert"):
-        if kind == "mean" and weighing[name]:
-            raise ValueError(f"{_WHERE}: expected {name}=False with fusion='mean', which weighs all alike, got True")
-    uncertainty = UncertaintyWeightedFusion(**weighing)
-    if kind == "gated":
-        return GatedUncertaintyFusion(hidden, count, alpha=alpha, **weighing)
-    return uncertainty if kind == "uncertainty" else _MeanFusion()
-
-
-def _attention(kind: str, hidden: int, heads: int, dropout: float, count: int) -> ProxyCrossModalAttention | None:
-    check_option(_WHERE, "attention", kind, ("joint", "per_modality", "none"))
-    if kind == "none":
-        return None
-    if kind == "joint":
-        return ProxyCrossModalAttention(hidden, heads, dropout)
-    return ProxyCrossModalAttention(hidden, heads, dropout, mode="per_modality", num_modalities=count)
