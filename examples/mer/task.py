@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,11 +10,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mmrobust.corruption import add_noise
+from mmrobust.corruption import ModalityCorruption
 from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
 from mmrobust.models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
 
 from .metrics import FusionMetrics
+from .selection import looks
 
 FAMILIES: dict[str, type[nn.Module]] = {
     "attention": AttentionFusionClassifier,
@@ -37,7 +37,8 @@ class FusionTask(LightningModule):
 
     The loss is the classification loss, plus `value_weight` times the mean squared error of the score over the rows
     that have one, plus the model's own auxiliary loss. Selection, early stopping and the learning rate follow
-    `val_combined`, the validation value of weighted F1 - 0.25 * MSE (weighted F1 where the data has no score).
+    `val_combined`, the validation value of weighted F1 - 0.25 * MSE (weighted F1 where the data has no score), or the
+    mean of it over several views of the validation rows, see `selection`.
 
     Args:
         family: which assembled model, "attention" or "variational".
@@ -49,9 +50,12 @@ class FusionTask(LightningModule):
         loss: the classification loss, "cross_entropy", "focal", "label_smoothing" or "focal_label_smoothing".
         loss_options: constructor options of that loss.
         value_weight: weight of the squared error of the score.
-        corruption_rate: probability that a modality of a training row is spoilt by noise; the variational family still
-            reconstructs the unspoilt features, so that its uncertainty has to follow the quality of the input.
-        corruption_snr_db: the lowest and highest signal-to-noise ratio; each modality of each batch draws one.
+        corruption_rate: probability that a modality of a training row is spoilt; the variational family is still shown
+            the unspoilt features as targets.
+        corruption_kinds: how, see `ModalityCorruption`.
+        corruption_snr_db: the lowest and highest signal-to-noise ratio of its noise.
+        selection: the views of the validation rows that count: "clean", "subset" (other subsets of the modalities) and
+            "corrupt" (one modality replaced by zeros or under noise at 0 dB).
         optimizer: "adamw", or "adam" (weight decay added to the gradient) as in the benchmark.
         lr: learning rate.
         weight_decay: weight decay.
@@ -75,7 +79,9 @@ class FusionTask(LightningModule):
         loss_options: dict[str, Any] | None = None,
         value_weight: float = 1.0,
         corruption_rate: float = 0.0,
-        corruption_snr_db: tuple[float, float] = (-5.0, 10.0),
+        corruption_kinds: list[str] | None = None,
+        corruption_snr_db: tuple[float, float] = (-20.0, 15.0),
+        selection: list[Literal["clean", "subset", "corrupt"]] | None = None,
         optimizer: Literal["adamw", "adam"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
@@ -89,17 +95,17 @@ class FusionTask(LightningModule):
             family, options, in_features, num_classes=num_classes, num_values=num_values, sequences=sequences
         )
         self.classification_loss = build_loss(loss, loss_options)
-        self.metrics = FusionMetrics(num_classes, num_values > 0)
+        self.selection = tuple(selection or ["clean"])
+        self.metrics = nn.ModuleDict({view: FusionMetrics(num_classes, num_values > 0) for view in self.selection})
         self.value_weight = value_weight
-        if not 0 <= corruption_rate <= 1:
-            raise ValueError(f"model.corruption_rate: expected 0 to 1, got {corruption_rate}")
-        self.corruption_rate, self.corruption_snr_db = corruption_rate, corruption_snr_db
+        self.corruption = ModalityCorruption(
+            corruption_rate, kinds=corruption_kinds or ["noise", "zeros"], snr_db=tuple(corruption_snr_db)
+        )
 
     def forward(self, batch: Batch) -> FusionClassifierOutput:
         inputs, masks = batch["inputs"], batch.get("masks") or None
-        if self.training and self.corruption_rate > 0:
-            spoilt = spoil(inputs, masks or {}, self.corruption_rate, self.corruption_snr_db)
-            return self._model(spoilt, batch["present"], masks, inputs)
+        if self.training and self.corruption.rate > 0:
+            return self._model(self.corruption(inputs, masks), batch["present"], masks, inputs)
         return self._model(inputs, batch["present"], masks, None)
 
     def _model(self, *args: Any) -> FusionClassifierOutput:
@@ -116,14 +122,29 @@ class FusionTask(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self(batch)
-        values = None if output.values is None else output.values.squeeze(1)
-        self.metrics.update(output.logits, batch["label"], values, batch.get("score"))
+        for look in looks(batch, self.selection, batch_idx):
+            output = self._model(look.inputs, look.present, look.masks or None, None)
+            rows, score = look.rows, batch.get("score")
+            values = None if output.values is None else output.values[rows, 0]
+            score = None if score is None else score[rows]
+            self.metrics[look.view].update(output.logits[rows], batch["label"][rows], values, score)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.metrics.compute().items():
+        found = {view: metrics.compute() for view, metrics in self.metrics.items()}
+        # The metrics of the first view, which is the clean one unless a configuration leaves it out.
+        named = dict(found[self.selection[0]])
+        named |= {f"{view}_combined": scores["combined"] for view, scores in found.items() if len(found) > 1}
+        named["combined"] = torch.stack([scores["combined"] for scores in found.values()]).mean()
+        for name, value in named.items():
             self.log(f"val_{name}", value, prog_bar=name == "combined")
-        self.metrics.reset()
+        for metrics in self.metrics.values():
+            metrics.reset()
+
+    def on_fit_start(self) -> None:
+        """Show the training rows to a model that reads the quality of its inputs."""
+        if getattr(self.model, "quality", None) is not None:
+            train = self.trainer.datamodule.sets["train"]
+            self.model.fit_quality(train.features, train.present, train.masks or None)
 
     def on_train_epoch_start(self) -> None:
         self.model.set_epoch(self.current_epoch)
@@ -157,18 +178,6 @@ def masked_squared_error(values: Tensor, score: Tensor) -> Tensor:
     known = ~score.isnan()
     error = torch.where(known, values.float() - score.nan_to_num().float(), 0.0)
     return error.square().sum() / known.sum().clamp(min=1)
-
-
-def spoil(
-    inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], rate: float, snr_db: tuple[float, float]
-) -> dict[str, Tensor]:
-    """Add noise to each modality of each row with probability `rate`; absent rows are zero and stay so."""
-    spoilt = {}
-    for name, x in inputs.items():
-        noisy = add_noise(x, random.uniform(*snr_db), masks.get(name))
-        chosen = torch.rand(len(x), device=x.device) < rate
-        spoilt[name] = torch.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), noisy, x)
-    return spoilt
 
 
 def build_model(
