@@ -62,7 +62,7 @@ class VariationalFusionClassifier(nn.Module):
         quality: What becomes of the log-variance that :class:`ModalityQuality` reads from the inputs: ``"none"`` =
             there is none; ``"scale"``: it scales the encoders' stds; ``"replace"``: it stands in their place in the
             fusion. Call :meth:`fit_quality` before training, and train with spoilt inputs and clean ``targets``.
-        quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt.
+        quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt; no ``targets``, no term.
         kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
         reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
         cross_kl_weight: Weight of the KL between modalities.
