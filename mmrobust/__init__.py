@@ -2,7 +2,7 @@
 
 from . import functional
 from .attention import ProxyCrossModalAttention
-from .corruption import add_noise, drop_frames, scale_rows, shuffle_rows
+from .corruption import ModalityCorruption, add_noise, drop_frames, scale_rows, shuffle_rows
 from .encoders import (
     FeatureTokenizer,
     LSTMEncoder,
@@ -43,6 +43,7 @@ from .losses import (
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
 from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, random_presence
+from .quality import ModalityQuality, Reference, fit_reference, novelty_statistics, quality_loss
 
 __version__ = "0.1.0"
 
@@ -60,10 +61,13 @@ __all__ = [
     "LabelSmoothingCrossEntropy",
     "MLPEncoder",
     "ModalityContrastiveLoss",
+    "ModalityCorruption",
     "ModalityDecoder",
     "ModalityDropout",
+    "ModalityQuality",
     "ProjectionHead",
     "ProxyCrossModalAttention",
+    "Reference",
     "UncertaintyWeightedFusion",
     "VariationalFusionClassifier",
     "VariationalLSTMEncoder",
@@ -76,6 +80,7 @@ __all__ = [
     "all_presence_patterns",
     "cross_modal_kl",
     "drop_frames",
+    "fit_reference",
     "focal_label_smoothing_loss",
     "focal_loss",
     "functional",
@@ -87,7 +92,9 @@ __all__ = [
     "masked_mean",
     "masked_softmax",
     "modality_contrastive_loss",
+    "novelty_statistics",
     "presence_from_zeros",
+    "quality_loss",
     "random_presence",
     "reconstruction_loss",
     "reparameterize",

@@ -15,12 +15,14 @@ from .losses import (
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .presence import all_presence_patterns, presence_from_zeros, random_presence
+from .quality import fit_reference, novelty_statistics, quality_loss
 
 __all__ = [
     "add_noise",
     "all_presence_patterns",
     "cross_modal_kl",
     "drop_frames",
+    "fit_reference",
     "focal_label_smoothing_loss",
     "focal_loss",
     "fused_std",
@@ -31,7 +33,9 @@ __all__ = [
     "masked_mean",
     "masked_softmax",
     "modality_contrastive_loss",
+    "novelty_statistics",
     "presence_from_zeros",
+    "quality_loss",
     "random_presence",
     "reconstruction_loss",
     "reparameterize",

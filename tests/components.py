@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from tests.contract import Row
-from tests.rows import attention, encoders, fusion, losses, masking, models, presence, variational
+from tests.rows import attention, encoders, fusion, losses, masking, models, presence, quality, variational
 
 ROWS: tuple[Row, ...] = (
     *masking.ROWS,
     *presence.ROWS,
+    *quality.ROWS,
     *encoders.ROWS,
     *fusion.ROWS,
     *attention.ROWS,
@@ -61,16 +62,18 @@ REASONS: dict[str, Reason] = {
         lambda row: not row.masks and row.nothing is None,
     ),
     "all-is-read": Reason(
-        "there is nothing in its input that it must not read", frozenset({"unread"}), lambda row: row.real is None
+        "there is nothing in its input that it must not read, or hand on as it is",
+        frozenset({"unread"}),
+        lambda row: row.real is None,
     ),
     "is-a-mask": Reason(
         "its data are the masks themselves, so they cannot be left out",
         frozenset({"mask-none"}),
-        lambda row: bool(row.masks) and row.real is None,
+        lambda row: bool(row.masks) and row.integer,
     ),
     "no-labels": Reason("takes no labels", frozenset({"labels"}), lambda row: "C" not in row.letters or row.per_row),
     "reduces-the-batch": Reason(
-        "its value is one number for the whole batch", frozenset({"row-independence"}), lambda row: not row.per_row
+        "its value is one for the whole batch", frozenset({"row-independence"}), lambda row: not row.per_row
     ),
     "no-function": Reason(
         "has parameters, so there is no public function for the whole of it",
@@ -89,6 +92,16 @@ REASONS: dict[str, Reason] = {
         "its output is bool or integer: there is no derivative and no rounding",
         frozenset({"gradcheck", "half", "autocast", "saved-memory"}),
         lambda row: row.integer,
+    ),
+    "detached": Reason(
+        "compares its input with data and has no parameters: it passes no gradient on, on purpose",
+        frozenset({"gradcheck"}),
+        lambda row: row.detached,
+    ),
+    "fits-once": Reason(
+        "is called once, before training: no program holds it, and its eigenvalue problem waits for the device",
+        frozenset({"export", "no-host-sync"}),
+        lambda row: row.fits,
     ),
     "dynamo-breaks-on-lstm": Reason(
         "torch.compile leaves nn.LSTM to eager, so the graph breaks there",

@@ -56,6 +56,10 @@ class Row:
     letters: str = "B"  # the axes that a test may vary: B, M, T, C
     masks: tuple[str, ...] = ()  # arguments that are masks, True = real
     fixed: tuple[str, ...] = ()  # float arguments that take no gradient (detached inside)
+    partly: tuple[str, ...] = ()  # float arguments that a part of it detaches: differences see more than autograd does
+    detached: bool = False  # passes no gradient on at all: fixed arguments, no parameters
+    fits: bool = False  # is called once on a training set, and not inside of a model
+    smallest: int = 0  # batches below this raise ValueError
     per_row: bool = True  # dimension 0 of every output but the scalars is the batch
     stochastic: bool = False  # draws random numbers in training
     extremes: Mapping[str, Callable[[Inputs], Inputs]] = dataclasses.field(default_factory=dict)

@@ -26,7 +26,7 @@ TOO_LONG: set[str] = set()  # "file" or "file:function"; splitting is nearly alw
 LEVELS = {
     **dict.fromkeys(["masking", "distributed", "_kernels"], 0),
     **dict.fromkeys(["encoders", "fusion", "attention", "asrm", "prototypes", "presence", "corruption"], 1),
-    **dict.fromkeys(["losses", "memory", "data"], 1),
+    **dict.fromkeys(["losses", "memory", "data", "quality"], 1),
     **dict.fromkeys(["models", "analysis"], 2),
     **dict.fromkeys(["", "functional"], 3),  # "" is mmrobust/__init__.py
 }

@@ -14,7 +14,7 @@ from torch import nn
 import mmrobust
 import tests
 from tests.components import CHECKS, REASONS, ROWS, contract
-from tests.contract import Row, call, draw, make, signature, tensors
+from tests.contract import Inputs, Row, call, draw, loss_of, make, signature, tensors, tree_map
 
 # Public names without a row -> why.
 NOT_COMPONENTS: dict[str, str] = {
@@ -116,11 +116,29 @@ def test_every_check_runs_somewhere(checks: dict[str, list[str]]) -> None:
         assert rows, f"{check} runs on no row"
 
 
+def with_all_grads(inputs: Inputs) -> Inputs:
+    return tree_map(lambda x: x.requires_grad_() if x.is_floating_point() else x, inputs)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_fixed_arguments_take_no_gradient(training: bool) -> None:
+    """What a row names as fixed is detached inside, whatever the caller has switched on."""
+    for row in ROWS:
+        inputs = with_all_grads({name: value for name, value in draw(row).items() if name in row.fixed})
+        total = loss_of(call(make(row).train(training), {**draw(row), **inputs}))
+        if total.requires_grad:
+            total.backward()
+        assert all(x.grad is None for _, x in tensors(inputs)), row.name
+
+
 def test_reasons_hold_in_fact() -> None:
     """What a reason says about a row is read off the component, not only off the row."""
     for row in ROWS:
         outputs = call(make(row), draw(row))
         assert row.integer == (not any(out.is_floating_point() for out in outputs.values())), row.name
         assert row.masks or not _mask_names(signature(make(row))), f"{row.name} does take a mask"
+        if row.detached:
+            assert not any(out.requires_grad for out in call(make(row), with_all_grads(draw(row))).values()), row.name
+        assert not row.fits or (row.detached and not row.per_row and not list(make(row).parameters())), row.name
         if row.graph_breaks:
             assert any(isinstance(m, nn.RNNBase) for m in make(row).modules()), f"{row.name} holds no LSTM"

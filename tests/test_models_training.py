@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmrobust import VariationalFusionClassifier
 from tests.contract import Size, draw, numpy_tree
 from tests.references import models as reference
-from tests.rows.models import ROWS
+from tests.rows.models import ROWS, fitted
 from tests.test_models import BOTH, SIZES, _attention, _batch, _variational
 
 
@@ -25,8 +25,13 @@ from tests.test_models import BOTH, SIZES, _attention, _batch, _variational
         ("[sequences]", {"kl_weight": 0.3, "free_bits": 0.1}, {"kind": "mean", "source": "fused"}),
         ("[sequences]", {"reconstruct_from": "own", "cross_kl_weight": 0.5}, {"kind": "mean"}),
         ("[published]", {"kl_weight": 0.5}, {"mode": "per_modality", "heads": 2, "absence": "zero_fill"}),
+        (
+            "[sequences]",
+            {"reconstruct_from": "own", "quality": "replace", "quality_weight": 0.7},
+            {"kind": "mean", "quality": "replace", "quality_weight": 0.7},
+        ),
     ],
-    ids=["contrastive", "sequences-fused", "sequences-own", "published"],
+    ids=["contrastive", "sequences-fused", "sequences-own", "published", "quality"],
 )
 def test_training_loss_equals_the_reference(label: str, options: dict[str, Any], given: dict[str, Any]) -> None:
     """KL, denoising reconstruction, KL between modalities and contrast, with the very noise that the model drew."""
@@ -45,6 +50,10 @@ def test_training_loss_equals_the_reference(label: str, options: dict[str, Any],
     model = VariationalFusionClassifier(
         {"m0": 3, "m1": 4, "m2": 3}, 6, num_classes=size.classes, num_heads=2, sequences=steps, **{**extra, **options}
     ).double()
+    if model.quality is not None:
+        fitted(model)
+        for parameter in model.quality.parameters():
+            torch.nn.init.normal_(parameter)
     torch.manual_seed(2)
     out = model(**inputs)
     torch.manual_seed(2)

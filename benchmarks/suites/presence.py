@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size, Target
 from mmrobust import (
+    ModalityCorruption,
     ModalityDropout,
     add_noise,
     all_presence_patterns,
@@ -207,6 +208,29 @@ def build_drop_frames(setup: Setup) -> Problem:
     return _corruption(setup, lambda mask: drop_frames(mask, rate), eager, measured, [1 - rate, 0.0], mask)
 
 
+def build_modality_corruption(setup: Setup) -> Problem:
+    """Compare with the default kinds written out for one modality: noise at a random level, or zeros."""
+    x, rate, low, high = setup.normal(*setup["B D"], grad=False), 0.5, -20.0, 15.0
+    corruption = setup.module(lambda: ModalityCorruption(rate))
+
+    def eager(x: Tensor) -> Tensor:
+        draws = torch.rand(2, len(x), 1, device=x.device, dtype=x.dtype)
+        snr = low + (high - low) * draws[1]
+        noisy = x + (x.square().mean(1, keepdim=True) * 10 ** (-snr / 10)).sqrt() * torch.randn_like(x)
+        return torch.where(draws[0] < rate / 2, noisy, torch.where(draws[0] < rate, 0.0, x))
+
+    def measured(run: Callable[..., Tensor]) -> Tensor:
+        """Count clean and silent rows, and place the mean level of the noise between its limits."""
+        clean = torch.randn(8000, 200, device=setup.device)
+        out = _seeded(lambda: run(clean))
+        same, silent = (out == clean).all(1), (out == 0).all(1)
+        noise = (out - clean)[~same & ~silent].square().mean(1)
+        level = (10 * (clean.square().mean() / noise).log10() - low) / (high - low)
+        return torch.stack([same.float().mean(), silent.float().mean(), level.mean()])
+
+    return _corruption(setup, lambda x: corruption({"a": x})["a"], eager, measured, [1 - rate, rate / 2, 0.5], x)
+
+
 def _corruption(
     setup: Setup,
     ours: Callable[..., Tensor],
@@ -247,6 +271,7 @@ CASES = (
     Case("ModalityDropout", build_modality_dropout, {"B": 4, "M": 3}, _MASK_SIZES),
     Case("add_noise", build_add_noise, {"B": 4, "D": 5}, _ROW_SIZES),
     Case("shuffle_rows", build_shuffle_rows, {"B": 4, "D": 5}, _ROW_SIZES),
+    Case("ModalityCorruption", build_modality_corruption, {"B": 4, "D": 5}, _ROW_SIZES),
     Case("scale_rows", build_scale_rows, {"B": 4, "D": 5}, _ROW_SIZES),
     Case(
         "drop_frames",

@@ -20,7 +20,8 @@ class FusionClassifierOutput(NamedTuple):
 
     ``features (B, H)`` fused vector that the heads read; ``logits (B, C)``; ``values (B, V)``; ``aux_loss`` scalar to
     add to the task's loss, 0 in eval mode; ``weights (B, M)`` or ``(B, M, H)`` of the fusion; ``mu (B, M, H)`` and
-    ``std (B, M, H)`` of the modalities; ``present (B, M)`` what the model went by, after modality dropout.
+    ``std (B, M, H)`` of the modalities, the latter after what quality makes of them; ``present (B, M)`` what the model
+    went by, after modality dropout.
     """
 
     features: Tensor

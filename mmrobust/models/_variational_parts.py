@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_option
+from .._checks import check_option, check_same_shape
 from ..attention import ProxyCrossModalAttention
 from ..encoders import ModalityDecoder, VariationalLSTMEncoder, VariationalMLPEncoder
 from ..fusion import FusionOutput, GatedUncertaintyFusion, UncertaintyWeightedFusion, weighted_sum
@@ -65,7 +65,8 @@ def build_attention(
 def spoilt_rows(x: ModalityInputs, targets: Sequence[Tensor]) -> Tensor:
     """Mark ``(B, M)`` where an input differs from its clean target in what is real."""
     columns = []
-    for features, target, mask in zip(x.features, targets, x.masks, strict=True):
-        differs = (features != target).any(-1)
+    for index, (features, target, mask) in enumerate(zip(x.features, targets, x.masks, strict=True)):
+        check_same_shape("VariationalFusionClassifier", f"targets[{index}]", target, f"inputs[{index}]", features)
+        differs = (features != target.to(features.dtype)).any(-1)
         columns.append(differs if mask is None else (differs & mask).any(1))
     return torch.stack(columns, dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class VariationalFusionClassifier(nn.Module):
         quality: What becomes of the log-variance that :class:`ModalityQuality` reads from the inputs: ``"none"`` =
             there is none; ``"scale"``: it scales the encoders' stds; ``"replace"``: it stands in their place in the
             fusion. Call :meth:`fit_quality` before training, and train with spoilt inputs and clean ``targets``.
-        quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt.
+        quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt; no ``targets``, no term.
         kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
         reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
         cross_kl_weight: Weight of the KL between modalities.
@@ -154,17 +154,10 @@ class VariationalFusionClassifier(nn.Module):
         self.attention = build_attention(where, attention, hidden_features, num_heads, dropout, count)
         self.heads = PredictionHeads(where, hidden_features, num_classes, num_values, dropout)
         self.decoders = build_decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None
-        self.variational_loss = VariationalLoss(
-            kl_weight,
-            reconstruction_weight,
-            cross_kl_weight,
-            latent_reduction=latent_reduction,
-            cross_reduction="mean",
-            symmetric=symmetric_cross_kl,
-            free_bits=free_bits,
-            warmup_epochs=kl_warmup,
-            ramp_epochs=kl_ramp,
-        )
+        loss: dict[str, Any] = {"latent_reduction": latent_reduction, "cross_reduction": "mean"}
+        loss |= {"symmetric": symmetric_cross_kl, "free_bits": free_bits}
+        loss |= {"warmup_epochs": kl_warmup, "ramp_epochs": kl_ramp}
+        self.variational_loss = VariationalLoss(kl_weight, reconstruction_weight, cross_kl_weight, **loss)
         self.quality_mode, self.quality_weight = quality, quality_weight
         self.quality = None if quality == "none" else ModalityQuality(in_features)
         self.contrastive_weight = contrastive_weight
@@ -226,20 +219,21 @@ class VariationalFusionClassifier(nn.Module):
         if quality is not None:
             factor = (0.5 * widen(quality)).exp().unsqueeze(-1)
             std = (factor.expand_as(std) if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
+        believed = std
         if not exclude:
             seen = zero_missing(seen, kept)
-            std = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
-        fused, weights = self.fusion(seen, std, visible)
+            believed = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
+        fused, weights = self.fusion(seen, believed, visible)
         if self.attention is not None:
             fused = self.attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)
         features, logits, values = self.heads(fused)
+        aux_loss = widen(features).new_zeros(())
         if self.training:
-            aux_loss = self._aux_loss(x, self._targets(x, targets), latent, weights, visible)
+            clean = self._targets(x, targets)
+            aux_loss = self._aux_loss(x, clean, latent, weights, visible)
             if quality is not None and targets is not None:
-                flags = spoilt_rows(x, self._targets(x, targets))
-                aux_loss = aux_loss + self.quality_weight * quality_loss(quality, flags, visible)
-        else:
-            aux_loss = widen(features).new_zeros(())
+                flags, counted = spoilt_rows(x, clean), x.present if visible is None else visible
+                aux_loss = aux_loss + self.quality_weight * quality_loss(quality, flags, counted)
         return FusionClassifierOutput(features, logits, values, aux_loss, weights, latent.mu, std, kept & x.present)
 
     def _encode(self, x: ModalityInputs, visible: Tensor | None) -> VariationalOutput:

@@ -8,14 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import as_mask, check_floating, check_shape, check_size
+from .._checks import as_mask, check_floating, check_shape, check_size, check_tensor
 from .._precision import no_autocast, widen
 from ..masking import zero_missing
-from .reference import NUM_STATISTICS, Fitting, Reference, fit_reference, novelty_statistics
+from .reference import (
+    FIT_ROWS,
+    NUM_STATISTICS,
+    Fitting,
+    Reference,
+    check_fitting,
+    example_rows,
+    fit_reference,
+    measure,
+    novelty_statistics,
+)
 
+_WHERE = "ModalityQuality"
 _LIMIT = 12.0  # usual spreads
 _NARROW = 0.05  # a statistic that hardly varies in training is not made to shout
 _BOUND = 8.0
+_CHUNK = 256  # samples measured at a time
 
 
 class ModalityQuality(nn.Module):
@@ -56,14 +68,15 @@ class ModalityQuality(nn.Module):
         num_rows: int = 256,
     ) -> None:
         super().__init__()
-        where = "ModalityQuality"
-        self.sizes = list(in_features.values() if isinstance(in_features, Mapping) else in_features)
+        named = in_features if isinstance(in_features, Mapping) else dict(enumerate(in_features))
+        self.names, self.sizes = tuple(named), tuple(named.values())
         if not self.sizes:
-            raise ValueError(f"{where}: expected in_features with at least one modality, got none")
-        for index, size in enumerate(self.sizes):
-            check_size(where, f"in_features[{index}]", size)
-        check_size(where, "hidden_features", hidden_features)
+            raise ValueError(f"{_WHERE}: expected in_features with at least one modality, got none")
+        for name, size in zip(self.names, self.sizes, strict=True):
+            check_size(_WHERE, f"in_features[{name!r}]", size)
+        check_size(_WHERE, "hidden_features", hidden_features)
         self.fitting: Fitting = {"max_components": max_components, "explained": explained, "num_rows": num_rows}
+        check_fitting(_WHERE, self.fitting)
         self.references = nn.ModuleList(_ReferenceBuffers(size, self.fitting) for size in self.sizes)
         self.heads = nn.ModuleList(_head(hidden_features) for _ in self.sizes)
 
@@ -79,20 +92,17 @@ class ModalityQuality(nn.Module):
         Args:
             features: For each modality ``(N, D)`` or ``(N, T, D)``, floating.
             present: Bool or integer 0/1 mask ``(N, M)``, True = present; other rows are not read.
-            masks: For each modality the steps ``(N, T)`` that count, or ``None`` = all.
+            masks: For each modality ``(N, T, D)`` the steps ``(N, T)`` that count, or ``None`` = all.
 
         Raises:
             TypeError: If a dtype is wrong.
             ValueError: If a shape does not fit, or a modality is present in no row.
         """
-        for index, (reference, x, mask) in enumerate(
-            zip(self.references, *self._checked(features, masks), strict=True)
-        ):
-            keep = as_mask("ModalityQuality", "present", present, B=x.shape[0], M=len(self.sizes))
-            there = torch.ones(x.shape[0], dtype=torch.bool, device=x.device) if keep is None else keep[:, index]
-            mask = there if x.dim() == 2 else _steps(x, mask) & there.unsqueeze(1)
+        parts = self._parts(features, present, masks)
+        for name, (_, mask) in zip(self.names, parts, strict=True):
             if not bool(mask.any()):
-                raise ValueError(f"ModalityQuality: expected features[{index}] with a present row, got none")
+                raise ValueError(f"{_WHERE}: expected features[{name!r}] with a present row, got none")
+        for reference, (x, mask) in zip(self.references, parts, strict=True):
             assert isinstance(reference, _ReferenceBuffers)
             reference.fit(x, mask, self.fitting)
 
@@ -102,32 +112,46 @@ class ModalityQuality(nn.Module):
         present: Tensor | None = None,
         masks: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        """Return log-variances ``(B, M)``, 0 where absent; arguments as in :meth:`fit`.
+        """Return log-variances ``(B, M)``, 0 where absent, float32 (float64 for float64); arguments as in :meth:`fit`.
 
         Raises:
             TypeError: If a dtype is wrong.
             ValueError: If a shape does not fit.
         """
         columns = []
-        for index, (x, mask) in enumerate(zip(*self._checked(features, masks), strict=True)):
-            keep = as_mask("ModalityQuality", "present", present, B=x.shape[0], M=len(self.sizes))
-            there = None if keep is None else keep[:, index]
-            if x.dim() == 3 and (mask is not None or there is not None):
-                mask = _steps(x, mask) if there is None else _steps(x, mask) & there.unsqueeze(1)
-            statistics = self.references[index](x, there if x.dim() == 2 else mask)
-            columns.append(zero_missing(self.heads[index](statistics).squeeze(1), there))
+        parts = self._parts(features, present, masks)
+        for reference, head, (x, mask) in zip(self.references, self.heads, parts, strict=True):
+            there = mask if mask.dim() == 1 else mask.any(1)
+            columns.append(zero_missing(head(reference(x, mask)).squeeze(1), there))
         logvar = torch.stack(columns, dim=1)
         with no_autocast(logvar):
             return _BOUND * torch.tanh(widen(logvar) / _BOUND)
 
-    def _checked(
-        self, features: Sequence[Tensor], masks: Sequence[Tensor | None] | None
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    def _parts(
+        self, features: Sequence[Tensor], present: Tensor | None, masks: Sequence[Tensor | None] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return each modality with a mask, ``(B,)`` or ``(B, T)``, of what is there."""
         masks = [None] * len(self.sizes) if masks is None else masks
-        for name, given in (("features", features), ("masks", masks)):
+        for argument, given in (("features", features), ("masks", masks)):
             if len(given) != len(self.sizes):
-                raise ValueError(f"ModalityQuality: expected {name} of length M = {len(self.sizes)}, got {len(given)}")
-        return features, masks
+                raise ValueError(f"{_WHERE}: expected {argument} of length M = {len(self.sizes)}, got {len(given)}")
+        for name, x in zip(self.names, features, strict=True):
+            check_floating(_WHERE, f"features[{name!r}]", x)
+        batch = features[0].shape[0] if features[0].dim() else None
+        keep = as_mask(_WHERE, "present", present, B=batch, M=len(self.sizes))
+        parts = []
+        for index, (name, size, x, steps) in enumerate(zip(self.names, self.sizes, features, masks, strict=True)):
+            dims = {"B": batch, "T": None, "D": size} if x.dim() == 3 else {"B": batch, "D": size}
+            check_shape(_WHERE, f"features[{name!r}]", x, **dims)
+            if steps is not None and x.dim() == 2:
+                raise ValueError(f"{_WHERE}: expected masks[{name!r}] to be None for vectors (B, D), got a mask")
+            mask = as_mask(_WHERE, f"masks[{name!r}]", steps, B=batch, T=x.shape[1])
+            if mask is None:
+                mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+            if keep is not None:
+                mask = mask & (keep[:, index] if x.dim() == 2 else keep[:, index : index + 1])
+            parts.append((x, mask))
+        return parts
 
 
 def _head(hidden_features: int) -> nn.Sequential:
@@ -166,13 +190,18 @@ class _ReferenceBuffers(nn.Module):
         self.register_buffer("spread", torch.ones(NUM_STATISTICS))
 
     def fit(self, x: Tensor, mask: Tensor, fitting: Fitting) -> None:
-        known = x[mask]
-        for name, value in fit_reference(known, **fitting)._asdict().items():
+        for name, value in fit_reference(x[mask], **fitting)._asdict().items():
             getattr(self, name).copy_(value)
-        # The examples are at distance 0 from themselves: with them left out the nearest one says what is usual.
-        own = torch.arange(fitting["num_rows"], device=x.device) * len(known) // fitting["num_rows"]
-        others = torch.ones(len(known), dtype=torch.bool, device=x.device).index_fill(0, own, False)
-        statistics = novelty_statistics(known[others] if bool(others.any()) else known, self._reference())
+        sample = mask.nonzero()[:, 0]
+        source = sample[example_rows(len(sample), fitting["num_rows"], x.device)]
+        there = (mask if mask.dim() == 1 else mask.any(1)).nonzero().squeeze(1)
+        parts = []
+        for rows in torch.split(there[:: -(-len(there) // FIT_ROWS)], _CHUNK):
+            # A sample's own examples are too near to say what is usual; a sample without others has to use them.
+            apart = source != rows.unsqueeze(1)
+            apart = apart | ~apart.any(1, keepdim=True)
+            parts.append(measure(x[rows], self._reference(), mask[rows], apart))
+        statistics = torch.cat(parts)
         self.usual.copy_(statistics.mean(0))
         self.spread.copy_(statistics.std(0, correction=0).clamp(min=_NARROW))
 
@@ -183,12 +212,6 @@ class _ReferenceBuffers(nn.Module):
         statistics = novelty_statistics(x, self._reference(), mask)
         limited = ((statistics - self.usual) / self.spread).clamp(-_LIMIT, _LIMIT)
         return limited.to(x.dtype)
-
-
-def _steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mask of the steps of ``x (B, T, D)``, checked."""
-    steps = as_mask("ModalityQuality", "masks", mask, B=x.shape[0], T=x.shape[1])
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if steps is None else steps
 
 
 def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) -> Tensor:
@@ -214,6 +237,7 @@ def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) 
     check_floating(where, "logvar", logvar)
     check_shape(where, "logvar", logvar, B=None, M=None)
     batch, count = logvar.shape
+    check_tensor(where, "spoilt", spoilt)
     flags = as_mask(where, "spoilt", spoilt, B=batch, M=count)
     assert flags is not None
     keep = as_mask(where, "present", present, B=batch, M=count)

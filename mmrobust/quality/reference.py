@@ -14,7 +14,7 @@ from ..masking import masked_mean, zero_missing
 
 _FLOOR = 1e-3  # of a variance of 1: what is closer to the training data than this is no better for it
 _FAR = 1e9  # standard deviations; squares of this, added up over a million features, fit into float32
-_FIT_ROWS = 2048
+FIT_ROWS = 2048
 NUM_STATISTICS = 4
 
 
@@ -45,9 +45,9 @@ class Reference(NamedTuple):
 def fit_reference(x: Tensor, *, max_components: int = 64, explained: float = 0.9, num_rows: int = 256) -> Reference:
     r"""Measure what a modality looks like: moments, principal components and examples.
 
-    The components are the fewest that explain a share of the variance, never more than ``max_components``, N / 8 (a
-    subspace fitted to too few rows fits those rows better than new ones) or D - 1. At most 2048 rows, evenly spaced,
-    are decomposed.
+    At most 2048 rows, evenly spaced, are decomposed. The components are the fewest that explain a share of the
+    variance, never more than ``max_components``, D - 1 or an eighth of the decomposed rows (a subspace fitted to too
+    few rows fits those rows better than new ones), but one at least. Features that never vary are only centred.
 
     Args:
         x: Floating features ``(N, D)`` of rows that have the modality, N >= 1.
@@ -70,21 +70,18 @@ def fit_reference(x: Tensor, *, max_components: int = 64, explained: float = 0.9
     where = "fit_reference"
     check_floating(where, "x", x)
     check_shape(where, "x", x, N=None, D=None)
-    check_size(where, "max_components", max_components)
-    check_size(where, "num_rows", num_rows)
-    check_range(where, "explained", explained, 0.0, 1.0, low_open=True, high_open=True)
+    check_fitting(where, {"max_components": max_components, "explained": explained, "num_rows": num_rows})
     if 0 in x.shape:
         raise ValueError(f"{where}: expected x of shape (N, D) with at least one row and feature, got {tuple(x.shape)}")
     with no_autocast(x), torch.no_grad():
-        x = widen(x)
-        mean, scale = x.mean(0), x.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)
-        z = (x - mean) / scale
-        variances, components = _principal(z[:: -(-len(z) // _FIT_ROWS)])
+        mean, scale = _moments(widen(x))
+        z = (widen(x) - mean) / scale
+        decomposed = z[:: -(-z.shape[0] // FIT_ROWS)]
+        variances, components = _principal(decomposed)
         total, size = variances.sum(), min(max_components, max(1, z.shape[1] - 1))
         before = (variances.cumsum(0) - variances) / total.clamp(min=_FLOOR)
-        most = max(1, min(size, len(z) // 8))
-        used = (before < explained) & (variances > _FLOOR) & (torch.arange(len(variances), device=z.device) < most)
+        most = max(1, min(size, decomposed.shape[0] // 8))
+        used = (before < explained) & (variances > _FLOOR) & (torch.arange(variances.shape[0], device=z.device) < most)
         variances, used = _padded(variances, size), _padded(used, size)
         return Reference(
             mean,
@@ -92,8 +89,31 @@ def fit_reference(x: Tensor, *, max_components: int = 64, explained: float = 0.9
             zero_missing(_padded(components, size), used),
             torch.where(used, variances, 1.0),
             (total - zero_missing(variances, used).sum()).clamp(min=_FLOOR),
-            z[torch.arange(num_rows, device=z.device) * len(z) // num_rows],
+            z[example_rows(z.shape[0], num_rows, z.device)],
         )
+
+
+def check_fitting(where: str, fitting: Fitting) -> None:
+    """Raise unless the arguments of :func:`fit_reference` are in range."""
+    check_size(where, "max_components", fitting["max_components"])
+    check_size(where, "num_rows", fitting["num_rows"])
+    check_range(where, "explained", fitting["explained"], 0.0, 1.0, low_open=True, high_open=True)
+
+
+def example_rows(count: int, num_rows: int, device: torch.device) -> Tensor:
+    """Say which of ``count`` rows become examples: evenly spaced ones, some of them twice if there are too few."""
+    return torch.arange(num_rows, device=device) * count // num_rows
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per feature, 1 where nothing varies.
+
+    Measured relative to the largest number: squares do not overflow, and equal numbers have exactly no spread.
+    """
+    peak = x.abs().amax(0).clamp(min=torch.finfo(x.dtype).tiny)
+    relative = x / peak
+    scale = relative.std(0, correction=0) * peak
+    return relative.mean(0) * peak, torch.where(scale > 0, scale, 1.0)
 
 
 def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +128,7 @@ def _principal(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _padded(x: Tensor, size: int) -> Tensor:
     """Cut or fill up with zeros along the first dimension."""
-    extra = x.new_zeros((max(0, size - len(x)), *x.shape[1:]))
+    extra = x.new_zeros((max(0, size - x.shape[0]), *x.shape[1:]))
     return torch.cat([x[:size], extra])
 
 
@@ -145,16 +165,22 @@ def novelty_statistics(x: Tensor, reference: Reference, mask: Tensor | None = No
     features = reference.mean.shape[0]
     check_shape(where, "x", x, **({"B": None, "T": None} if steps else {"B": None}), D=features)
     sizes = {"B": x.shape[0], "T": x.shape[1]} if steps else {"B": x.shape[0]}
-    keep = as_mask(where, "mask", mask, **sizes)
+    return measure(x, reference, as_mask(where, "mask", mask, **sizes))
+
+
+def measure(x: Tensor, reference: Reference, keep: Tensor | None, apart: Tensor | None = None) -> Tensor:
+    """Compute :func:`novelty_statistics`; ``apart (B, R)`` says which examples may be a row's nearest."""
     with no_autocast(x):
-        parts = _distances(widen(zero_missing(x.detach(), keep)), reference)
-        if steps:
-            parts = masked_mean(parts, keep)
-            keep = None if keep is None else keep.any(1)
-        return zero_missing((parts + _FLOOR).log(), keep)
+        x = widen(zero_missing(x.detach(), keep))
+        reference = Reference(*(part.to(x.dtype) for part in reference))
+        if x.dim() == 2:
+            return zero_missing((_distances(x, reference, apart) + _FLOOR).log(), keep)
+        keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
+        parts = masked_mean(_distances(x, reference, None if apart is None else apart.unsqueeze(1)), keep)
+        return zero_missing((parts + _FLOOR).log(), keep.any(1))
 
 
-def _distances(x: Tensor, reference: Reference) -> Tensor:
+def _distances(x: Tensor, reference: Reference, apart: Tensor | None) -> Tensor:
     z = ((x - reference.mean) / reference.scale).clamp(-_FAR, _FAR)
     inside = z @ reference.components.mT
     features, used = z.shape[-1], (reference.components != 0).any(1).sum().clamp(min=1)
@@ -163,5 +189,6 @@ def _distances(x: Tensor, reference: Reference) -> Tensor:
     spread = (inside.square() / reference.variances).sum(-1) / used
     # |z - r|^2 written out: cdist has no derivative to lose here, but keeps no batch of steps together.
     products = z @ reference.rows.mT
-    nearest = (energy.unsqueeze(-1) - 2 * products + reference.rows.square().sum(-1)).amin(-1).clamp(min=0.0)
+    squares = energy.unsqueeze(-1) - 2 * products + reference.rows.square().sum(-1)
+    nearest = (squares if apart is None else torch.where(apart, squares, torch.inf)).amin(-1).clamp(min=0.0)
     return torch.stack([residual, spread, energy / features, nearest / features], dim=-1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from . import attention, encoders, fusion, losses
+from . import quality as qualities
 from .masking import Array, Mask, State, linear, masked_softmax, sub, zero_missing
 
 Named = Mapping[str, Array]
@@ -100,6 +101,8 @@ def variational_fusion(
     mode: str = "joint",
     absence: str = "exclude",
     bound: str = "soft",
+    quality: str = "none",
+    quality_weight: float = 1.0,
     noise: Array | None = None,
     source: str = "own",
     loss: dict | None = None,
@@ -109,7 +112,12 @@ def variational_fusion(
     x, steps, there = _read(list(inputs), inputs, present, masks)
     visible = there if absence == "exclude" else None
     mu, logvar, std = _latents(state, x, steps, visible, bound)
-    fused, weights = _fuse(state, kind, mu, std, visible, weighing or {})
+    believed, doubt = std, None
+    if quality != "none":
+        doubt = qualities.modality_quality(sub(state, "quality"), x, visible, _read_steps(steps, absence))
+        factor = np.exp(0.5 * doubt)[:, :, None]
+        believed = factor * (np.ones_like(std) if quality == "replace" else std)
+    fused, weights = _fuse(state, kind, mu, believed, visible, weighing or {})
     features = fused
     if heads is not None:
         scalar = weights.mean(-1) if weights.ndim == 3 else weights
@@ -127,7 +135,18 @@ def variational_fusion(
         if contrastive_weight:
             extra = losses.projected_modality_contrastive_loss(sub(state, "contrastive"), mu, visible, temperature=0.07)
             aux = aux + contrastive_weight * extra
-    return features, logits, values, aux, weights, mu, std, there
+        if doubt is not None and targets is not None:
+            real = {name: mask for name, mask in zip(inputs, steps, strict=True) if mask is not None}
+            flags = qualities.spoilt_rows(dict(zip(inputs, x, strict=True)), targets, real)
+            aux = aux + quality_weight * qualities.quality_loss(doubt, flags, there)
+    return features, logits, values, aux, weights, mu, believed, there
+
+
+def _read_steps(steps: list[Mask | None], absence: str) -> list[Mask | None]:
+    """Step masks as the quality sees them: zero filling counts an absent sequence as zeros in all of its steps."""
+    if absence == "exclude":
+        return steps
+    return [None if mask is None else mask | ~mask.any(1, keepdims=True) for mask in steps]
 
 
 def _rebuild(

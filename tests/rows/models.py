@@ -14,6 +14,7 @@ from tests.contract import Inputs, Row, Size
 from tests.references import models as reference
 
 from .common import H, build_wrong, like, normal, pad_steps, presence, scaled, steps_mask, wrong
+from .quality import training_rows
 
 HEADS = 2
 
@@ -24,6 +25,14 @@ def widths(size: Size) -> dict[str, int]:
 
 def sequences(size: Size) -> tuple[str, ...]:
     return tuple(f"m{m}" for m in range(1, size.modalities, 2))
+
+
+def fitted(model: Any) -> Any:
+    """Show the quality of a model, if it has one, training rows from the generator that its builder was seeded with."""
+    if getattr(model, "quality", None) is not None and not next(model.buffers()).is_meta:
+        steps = {name: [3] if name in model.reader.sequences else [] for name in model.modalities}
+        model.fit_quality({name: training_rows(40, *steps[name], size) for name, size in model.reader.sizes.items()})
+    return model
 
 
 def vector_inputs(size: Size, rng: np.random.Generator) -> Inputs:
@@ -72,10 +81,10 @@ def _pad(inputs: Inputs, extra: int) -> Inputs:
 
 def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **options: Any) -> Row:
     def build(size: Size) -> Any:
-        return kind(
+        return fitted(kind(
             widths(size), H, **{"num_classes": size.classes, "num_values": 2, "dropout": 0.25,
             "modality_dropout": 0.4, "sequences": sequences(size) if steps else (), **options}
-        )  # fmt: skip
+        ))  # fmt: skip
 
     return Row(
         f"{kind.__name__}{label}",
@@ -97,6 +106,7 @@ def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **
         letters="BMTC" if steps else "BMC",
         masks=("present", "masks") if steps else ("present",),
         fixed=("targets",),
+        partly=("inputs",) if "quality" in options else (),
         stochastic=True,
         wide=frozenset({"aux_loss"}),
         scalars=frozenset({"aux_loss"}),
@@ -166,5 +176,31 @@ ROWS = (
         latent_reduction="sum",
         symmetric_cross_kl=False,
         logvar_bound="clamp",
+    ),
+    _variational(
+        "[quality=scale]",
+        partial(reference.variational_fusion, heads=HEADS, quality="scale"),
+        num_heads=HEADS,
+        quality="scale",
+    ),
+    _variational(
+        "[quality=replace]",
+        partial(reference.variational_fusion, heads=HEADS, quality="replace"),
+        True,
+        num_heads=HEADS,
+        quality="replace",
+    ),
+    _variational(
+        "[quality,published]",
+        partial(
+            reference.variational_fusion,
+            weighing={"weighting": "softmax_inverse_std"},
+            absence="zero_fill",
+            quality="scale",
+        ),
+        weighting="softmax_inverse_std",
+        attention="none",
+        absence="zero_fill",
+        quality="scale",
     ),
 )
