@@ -27,19 +27,28 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
-def masked_dropout(x: Tensor, present: Tensor | None, dropout: nn.Dropout) -> Tensor:
+def masked_dropout(x: Tensor, present: Tensor | None, dropout: nn.Module) -> Tensor:
     """Apply ``dropout`` to ``x (B, ...)``, rows absent by ``present (B,)`` being unread and zero.
 
     On a CPU the sampler behind ``nn.Dropout`` draws number by number, which for wide inputs costs as much as a layer;
-    there 16 random bits decide about each entry, so that the probability is a multiple of 2**-16.
+    there 16 random bits decide about each entry, so that the probability is a multiple of 2**-16. The stream of random
+    numbers then differs from the compiled one, the distribution does not.
     """
-    slow = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not slow or not dropout.training or dropout.p == 0.0:
-        dropped: Tensor = dropout(zero_missing(x, present))
+    x = zero_missing(x, present)
+    if not (isinstance(dropout, nn.Dropout) and _is_slow(x, dropout)):
+        dropped: Tensor = dropout(x)
         return dropped
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     lost = min(round(dropout.p * 2**16), 2**16 - 1)
+    bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), dtype=torch.int64, device=x.device)
     keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= lost - 2**15
-    if present is not None:
-        keep = keep & present.reshape(present.shape + (1,) * (x.dim() - 1))
-    return torch.where(keep, x * (1.0 / (1.0 - dropout.p)), 0.0)
+    # Multiplied, not selected: NaN in a row that is present must be seen, whether its entry is dropped or not.
+    return x * keep * (2**16 / (2**16 - lost))
+
+
+def _is_slow(x: Tensor, dropout: nn.Dropout) -> bool:
+    """Tell whether this is nothing but a plain dropout on a CPU, in training."""
+    if type(dropout) is not nn.Dropout or not dropout.training or dropout.p == 0.0 or x.device.type != "cpu":
+        return False
+    hooked = dropout._forward_hooks or dropout._forward_pre_hooks or dropout._backward_hooks
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._functorch.maybe_current_level()
+    return not hooked and not traced

@@ -206,6 +206,7 @@ class ProxyCrossModalAttention(nn.Module):
             stacked = stack_modalities(where, "modalities", modalities)
             if masks is None and self.mode == "joint":
                 check_shape(where, "modalities", stacked, B=batch, M=None, H=self.hidden_features)
+                check_size(where, "M of modalities", stacked.shape[1])
                 present = as_mask(where, "present", present, B=batch, M=stacked.shape[1])
                 present = stacked.new_ones(stacked.shape[:2], dtype=torch.bool) if present is None else present
                 return [zero_missing(stacked, present)], [present]

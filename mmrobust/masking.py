@@ -85,8 +85,8 @@ def masked_softmax(logits: Tensor, mask: Tensor | None = None, dim: int = -1) ->
             return torch.softmax(widen(logits), dim).to(logits.dtype)
         keep = _broadcast_mask("masked_softmax", mask, logits)
         x = widen(logits)
-        # The lowest number, unlike -inf, leaves the softmax of an all-absent row, and so its gradient, finite.
-        x = torch.where(keep, x, torch.finfo(x.dtype).min)
+        # An all-absent row has no maximum: zeros there keep the softmax, and so its gradient, finite.
+        x = torch.where(keep, x, torch.where(keep.any(dim, keepdim=True), -torch.inf, 0.0).to(x.dtype))
         weights = torch.where(keep, torch.softmax(x, dim), 0.0)
     return weights.to(logits.dtype)
 

@@ -204,3 +204,11 @@ def test_reparameterize() -> None:
     torch.testing.assert_close(logvar.grad, 0.5 * z.detach())  # dz / dl = std * eps / 2, std = 1
     with pytest.raises(ValueError, match="reparameterize: expected logvar of the shape of mu"):
         reparameterize(torch.zeros(2, 3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("scale", [1e14, 1e16, 1e18, 1e30])
+def test_wide_layer_norms_take_features_of_any_size(scale: float) -> None:
+    """A layer norm adds up as many squares as it is wide; a sum that overflows would make every row alike."""
+    torch.manual_seed(0)
+    encoder, x = MLPEncoder(3, [2048, 8], normalization="layer").eval(), torch.randn(4, 3)
+    torch.testing.assert_close(encoder(x * scale), encoder(x * 1e10), rtol=1e-3, atol=1e-3)

@@ -18,7 +18,8 @@ def test_rate_and_scale(p: float) -> None:
     y = masked_dropout(x, None, nn.Dropout(p))
     lost = (y == 0).double()
     assert abs(lost.mean().item() - p) < 4 * math.sqrt(p * (1 - p) / x.numel()) + 2**-17
-    assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - p), dtype=torch.float64))
+    assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - p), dtype=torch.float64), rtol=1e-3)
+    assert abs(y.mean().item() - 1) < 5 * math.sqrt(p / (1 - p) / x.numel())
     # Neighbours come from the same 64 bits and must not know of each other.
     for step in (1, 2, 3, 4):
         both = (lost[:, step:] * lost[:, :-step]).mean().item()
@@ -26,10 +27,32 @@ def test_rate_and_scale(p: float) -> None:
 
 
 @pytest.mark.parametrize("p", [1e-6, 1 - 1e-6])
-def test_extreme_rates_never_wrap_around(p: float) -> None:
+def test_extreme_rates_never_wrap_around_and_keep_the_mean(p: float) -> None:
     torch.manual_seed(0)
-    lost = (masked_dropout(torch.ones(100, 1000), None, nn.Dropout(p)) == 0).float().mean().item()
-    assert abs(lost - p) < 1e-3
+    y = masked_dropout(torch.ones(1000, 4000), None, nn.Dropout(p))
+    assert abs((y == 0).float().mean().item() - p) < 1e-4
+    assert abs(y.double().mean().item() - 1) < 0.5
+
+
+def test_nan_of_a_present_row_is_never_hidden() -> None:
+    y = masked_dropout(torch.full((2, 64), torch.nan), torch.tensor([True, False]), nn.Dropout(0.5))
+    assert y[0].isnan().all() and (y[1] == 0).all()
+
+
+def test_what_is_no_plain_dropout_is_called_itself() -> None:
+    x, calls = torch.ones(2, 8), []
+    assert torch.equal(masked_dropout(x, None, nn.Identity()), x)
+    hooked = nn.Dropout(0.5)
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+    masked_dropout(x, None, hooked)
+    assert calls == [1]
+    drawn = torch.func.vmap(lambda row: masked_dropout(row, None, nn.Dropout(0.5)), randomness="different")(x[:, None])
+    assert drawn.shape == (2, 1, 8)
+
+
+def test_the_default_device_does_not_matter() -> None:
+    with torch.device("meta"):
+        assert masked_dropout(torch.ones(2, 8, device="cpu"), None, nn.Dropout(0.5)).device.type == "cpu"
 
 
 def test_absent_rows_are_unread_with_zero_gradient() -> None:
@@ -39,7 +62,7 @@ def test_absent_rows_are_unread_with_zero_gradient() -> None:
     y = masked_dropout(x, torch.tensor([True, False, True, True]), nn.Dropout(0.5))
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert (y[1] == 0).all() and (gradient[1] == 0).all()
-    assert torch.equal(gradient[[0, 2, 3]], y[[0, 2, 3]].detach())
+    torch.testing.assert_close(gradient[[0, 2, 3]], y[[0, 2, 3]].detach())
 
 
 def test_eval_mode_changes_and_draws_nothing() -> None:

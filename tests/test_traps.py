@@ -229,3 +229,6 @@ def test_masked_rows_of_sdpa_stay_finite() -> None:
     assert (weights[1] == 0).all()
     assert all(p.grad.isfinite().all() for p in ours.parameters())
     assert (masked_softmax(torch.full((2, 3), float("nan")), torch.zeros(2, 3, dtype=torch.bool)) == 0).all()
+    # The lowest number, an additive mask elsewhere, is a logit like any other, and no weight leaks to what is absent.
+    lowest = torch.tensor([[torch.finfo(torch.float32).min, 5.0]])
+    assert masked_softmax(lowest, torch.tensor([[True, False]])).tolist() == [[1.0, 0.0]]

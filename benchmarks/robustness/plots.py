@@ -154,14 +154,15 @@ def plot_corruption(
 
 
 def _unbounded_weights(frame: pd.DataFrame, found: dict[str, dict[str, str]], configs: Sequence[str]) -> dict[str, str]:
-    """Say, for each configuration with mean weights outside 0 to 1, why it is left out: it would flatten the others.
+    """Say, for each configuration whose mean weights are no shares, why it is left out: it would flatten the others.
 
-    Nothing is left out where no configuration has weights inside.
+    Shares are not negative and sum to at most 1 over the modalities. Nothing is left out where no configuration has
+    such weights.
     """
     columns = [column for labels in found.values() for column in labels.values()]
     means = frame.groupby("config", sort=False)[columns].mean().loc[list(configs)].dropna(how="all")
     lowest, highest = means.min(axis=1), means.max(axis=1)
-    outside = (lowest < -WEIGHT_TOLERANCE) | (highest > 1 + WEIGHT_TOLERANCE)
+    outside = (lowest < -WEIGHT_TOLERANCE) | (_most_weight(frame, list(means.index)) > 1 + WEIGHT_TOLERANCE)
     if not len(means) or outside.all():
         return {}
     spans = {name: f"{lowest[name]:.2f} to {highest[name]:.2f}".replace("-", "−") for name in means.index[outside]}
@@ -169,6 +170,13 @@ def _unbounded_weights(frame: pd.DataFrame, found: dict[str, dict[str, str]], co
         name: f"left out: the weights of {name}, which are not normalised (means of {span})"
         for name, span in spans.items()
     }
+
+
+def _most_weight(frame: pd.DataFrame, configs: list[str]) -> pd.Series:
+    """Return the largest sum of the mean weights over the modalities, by configuration."""
+    columns = [str(column) for column in filter(None, map(parse_column, frame.columns)) if column.view == "weight"]
+    means = frame.groupby("config", sort=False)[columns].mean().loc[configs]
+    return means.T.groupby([column.partition("]")[0] for column in columns]).sum().max()
 
 
 def _name_configs(figure: Figure, grid: np.ndarray, order: list[str]) -> None:

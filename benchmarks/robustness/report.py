@@ -71,7 +71,8 @@ def write_report(
     for name, runs in frame.groupby("data", sort=False):
         runs = runs.dropna(axis=1, how="all")
         drawn = write_pictures(runs, folder, score=score, stem="" if frame["data"].nunique() == 1 else str(name))
-        tables = _tables(str(name), runs, score, reference, clean, notes or {})
+        own = reference if reference in set(runs["config"]) else None
+        tables = _tables(str(name), runs, score, own, clean, notes or {})
         sections.append("\n\n".join([*tables, *(f"![{path.stem}]({path.name})" for path in drawn)]))
         pictures += drawn
     write_atomically(folder / "summary.md", "\n\n".join(sections) + "\n")

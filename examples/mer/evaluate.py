@@ -16,7 +16,7 @@ from .arguments import Arguments, add_run_arguments, check_reference, check_scor
 from .checkpoints import check_fits, load_checkpoint
 from .cli import MerCLI, store_config
 from .data import MultimodalData
-from .jobs import Job, Result, fingerprint
+from .jobs import Job, Result, comparable, fingerprint
 from .normalize import Standardizer, describe_features
 from .origin import check_origin, origin_of, write_origin
 from .predict import Member, list_tests, predictor, views_on_tests
@@ -24,6 +24,8 @@ from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
 from .task import FusionTask
 
+# The arguments that decide what is measured, besides the checkpoints.
+MEASURED = ("views", "draws", "no_regret", "specialist_seeds", "specialist_epochs")
 ENSEMBLE = -1  # the fold of a row that stands for all folds of a seed
 
 
@@ -72,11 +74,12 @@ def evaluate_command(args: Sequence[str]) -> None:
 
 def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, list[Path]]:
     """Measure the checkpoints of the parsed arguments and report."""
-    origin = origin_of(given.checkpoints, overrides)
+    origin = origin_of(given.checkpoints, overrides, {name: getattr(given, name) for name in MEASURED})
     if not given.overwrite:
         check_origin(given.out, origin)
     torch.set_num_threads(given.threads)
     trained = [open_checkpoint(path, overrides, given.out) for path in given.checkpoints]
+    check_alike(trained)
     check_reference("evaluate", given.reference, [one.checkpoint["config_name"] for one in trained])
     for one in trained:
         check_score("evaluate", given.score, one.data)
@@ -88,9 +91,24 @@ def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path,
     if "subset" in given.views and not given.no_regret:
         notes["regret"] = regret(list(groups.values()), results, given)
     parts = list_tests(trained[0].data)
+    write_origin(given.out, origin, pending=True)
     written = report(results, given.out, parts=parts, score=given.score, reference=given.reference, notes=notes)
     write_origin(given.out, origin)
     return written
+
+
+def check_alike(trained: Sequence[Trained]) -> None:
+    """Raise if checkpoints of one configuration's name have other settings: a table would average over both."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for one in trained:
+        name, settings = one.checkpoint["config_name"], comparable(one.cli)
+        path, other = first.setdefault(name, (one.path, settings))
+        for key in [*settings, *other]:
+            if settings.get(key) != other.get(key):
+                raise ValueError(
+                    f"evaluate: {one.path}: expected the settings of {path}, of the same configuration {name}: "
+                    f"{key} is {settings.get(key)!r} here and {other.get(key)!r} there; evaluate them apart"
+                )
 
 
 def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:

@@ -181,11 +181,27 @@ def _start_worker(threads: int) -> None:
 
 def fingerprint(cli: MerCLI, *parts: Any) -> str:
     """Hash what the result of a run depends on: settings, data and evaluation; not seed, fold and paths."""
-    config = yaml.safe_load(cli.stored)
+    content = [mmrobust.__version__, _settings(cli), data_fingerprint(cli.config.data.root), parts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def comparable(cli: MerCLI) -> dict[str, Any]:
+    """List the settings of a run by dotted name, without seed, fold and paths."""
+    found, waiting = dict[str, Any](), list(_settings(cli).items())
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{key}", one) for key, one in value.items()]
+        else:
+            found[name] = value
+    return found
+
+
+def _settings(cli: MerCLI) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(cli.stored)
     for section, key in ((config, "seed_everything"), (config["data"], "fold"), (config["data"], "root")):
         section.pop(key, None)
-    content = [mmrobust.__version__, config, data_fingerprint(cli.config.data.root), parts]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return config
 
 
 def data_fingerprint(root: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ from .checkpoints import find_checkpoint
 from .files import atomic_file
 
 Origin = dict[str, Any]
+PENDING = "being written"
 
 
-def origin_of(checkpoints: Sequence[Path], overrides: Sequence[str]) -> Origin:
+def origin_of(checkpoints: Sequence[Path], overrides: Sequence[str], options: Mapping[str, Any]) -> Origin:
     """Tell checkpoints apart by content: a run that was trained again is another one, a renamed file is not.
+
+    `overrides` and `options` are the settings changed and what was measured.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
     """
-    return {"checkpoints": sorted(_digest(find_checkpoint(path)) for path in checkpoints), "settings": [*overrides]}
+    found = sorted(_digest(find_checkpoint(path)) for path in checkpoints)
+    return {"checkpoints": found, "settings": [*overrides], "options": {**options}}
 
 
 def check_origin(folder: Path, origin: Origin) -> None:
@@ -36,17 +40,19 @@ def check_origin(folder: Path, origin: Origin) -> None:
     except (FileNotFoundError, ValueError):
         found = None
     # `ablate` may have written into the folder since: then the runs are not those of that origin any more.
-    if found != {**origin, "runs": _digest(folder / "runs.csv")}:
+    runs = None if found is None else found.pop("runs", None)
+    if found != origin or runs not in (PENDING, _digest(folder / "runs.csv")):
         raise FileExistsError(
-            f"evaluate: {folder}: holds the runs.csv of other checkpoints or settings;"
+            f"evaluate: {folder}: holds the runs.csv of other checkpoints, settings or views;"
             " choose another --out, or pass --overwrite"
         )
 
 
-def write_origin(folder: Path, origin: Origin) -> None:
-    """Note what the runs that are now in `folder` were made from."""
+def write_origin(folder: Path, origin: Origin, *, pending: bool = False) -> None:
+    """Note what the runs in `folder` are made from; `pending` = they are about to be written."""
+    runs = PENDING if pending else _digest(folder / "runs.csv")
     with atomic_file(folder / "origin.json") as path:
-        path.write_text(json.dumps({**origin, "runs": _digest(folder / "runs.csv")}, indent=1), encoding="utf-8")
+        path.write_text(json.dumps({**origin, "runs": runs}, indent=1), encoding="utf-8")
 
 
 def _digest(path: Path) -> str:

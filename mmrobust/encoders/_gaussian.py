@@ -54,7 +54,11 @@ def reparameterize(mu: Tensor, logvar: Tensor, *, generator: torch.Generator | N
     check_same_shape("reparameterize", "logvar", logvar, "mu", mu)
     with no_autocast(mu):
         std = (0.5 * widen(logvar)).exp()
-        return (widen(mu) + std * normal_like(std, generator)).to(mu.dtype)
+        return _draw(mu, std, normal_like(std, generator))
+
+
+def _draw(mu: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    return (widen(mu) + std * noise).to(mu.dtype)
 
 
 class GaussianHead(nn.Module):
@@ -82,7 +86,7 @@ class GaussianHead(nn.Module):
         logvar = zero_missing(bounded, present).to(mu.dtype)
         std, z = (0.5 * widen(logvar)).exp(), mu
         if sample:  # noise that is zero in absent rows keeps z there at mu, which is zero
-            z = (widen(mu) + std * zero_missing(normal_like(std, None), present)).to(mu.dtype)
+            z = _draw(mu, std, zero_missing(normal_like(std, None), present))
         return VariationalOutput(z, mu, logvar, std.to(mu.dtype))
 
 

@@ -158,7 +158,7 @@ def _info_nce_rows(
         one = torch.ones_like(absent)
         query, key = torch.cat([query, one, absent], dim=-1), torch.cat([key, absent, one], dim=-1)
     logits = query @ key.mT  # (..., B, B)
-    scores = torch.cat([logits, *extra], dim=-1).log_softmax(-1).diagonal(dim1=-2, dim2=-1)
+    scores = torch.cat([logits, *extra], dim=-1).log_softmax(-1)[..., : query.shape[-2]].diagonal(dim1=-2, dim2=-1)
     if symmetric:
         scores = (scores + logits.log_softmax(-2).diagonal(dim1=-2, dim2=-1)) / 2
     return -scores if valid is None else torch.where(valid, -scores, 0.0)

@@ -168,18 +168,23 @@ def test_corruption_picture_leaves_out_what_no_run_has() -> None:
     assert labels == ["clean", "10 dB", "0 dB", "zeros"]
 
 
-def test_weights_that_are_no_shares_do_not_flatten_the_others() -> None:
+@pytest.mark.parametrize("weight", [-4.0, 0.6])
+def test_weights_that_are_no_shares_do_not_flatten_the_others(weight: float) -> None:
+    """Negative ones, and those of three modalities that are 0.6 each."""
     frame = runs()
     weights = [column for column in frame if column.startswith("weight")]
-    frame.loc[frame["config"] == "baseline", weights] = -4.0
-    figure = plot_corruption(frame)
-    assert "left out: the weights of baseline" in figure.get_suptitle() and "−4.00 to −4.00" in figure.get_suptitle()
+    frame[weights] /= 3
+    frame.loc[frame["config"] == "baseline", weights] = weight
+    figure, span = plot_corruption(frame), f"{weight:.2f} to {weight:.2f}".replace("-", "−")
+    assert "left out: the weights of baseline" in figure.get_suptitle() and span in figure.get_suptitle()
     low, high = figure.axes[0].get_ylim()
-    assert 0 < low < 0.5 < high < 1
+    assert 0 < low < high < 0.5
     assert figure.axes[0].get_ylabel() == "Fusion weight\nof the spoilt modality"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["robust"]
     alone = plot_corruption(frame[frame["config"] == "baseline"].dropna(axis=1))
-    assert "left out" not in alone.get_suptitle() and alone.axes[0].get_ylim()[0] < -4
+    assert "left out" not in alone.get_suptitle()
+    low, high = alone.axes[0].get_ylim()
+    assert low < weight < high
 
 
 def test_spread_is_the_least_squares_solution() -> None:
@@ -199,6 +204,14 @@ def test_report_is_written_from_the_file_alone(tmp_path: Path) -> None:
     assert all(title in text for title in ("Difference to baseline", "### Missing rates", "### Corruptions"))
     for path in paths[1:]:
         assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_set_without_the_reference_has_no_table_of_differences(tmp_path: Path) -> None:
+    first, second = runs(), runs()
+    second["data"] = "other"
+    frame = pd.concat([first, second[second["config"] == "robust"]], ignore_index=True)
+    text = write_report(frame, tmp_path, score="accuracy", reference="baseline")[0].read_text()
+    assert text.count("Difference to baseline") == 1 and "## other" in text
 
 
 def test_notes_stand_under_their_tables_and_nothing_is_written_for_an_unknown_reference(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from benchmarks.robustness import read_rows
 from examples.mer import jobs
 from examples.mer.__main__ import main
 from examples.mer.normalize import Standardizer
+from examples.mer.origin import PENDING
 from examples.mer.predict import Member, predictor
 from tests.examples.mer_runs import PICTURES, fails, toy_cli, write_config, write_toy
 
@@ -77,14 +78,27 @@ class TestEvaluate:
         before = (out / "runs.csv").read_bytes()
         error = fails(capsys, "evaluate", best[1], *rest)
         assert str(out) in error and "choose another --out, or pass --overwrite" in error
-        assert "of other checkpoints or settings" in fails(
-            capsys, "evaluate", best[0], *rest, "--data.normalize", "none"
-        )
+        for other in (["--data.normalize", "none"], ["--draws", "3"]):
+            assert "of other checkpoints, settings or views" in fails(capsys, "evaluate", best[0], *rest, *other)
+        note = json.loads((out / "origin.json").read_text())
+        (out / "origin.json").write_text(json.dumps({**note, "runs": PENDING}))  # as an interrupted report leaves it
+        assert main(["evaluate", best[0], *rest]) == 0
         assert (out / "runs.csv").read_bytes() == before
         assert main(["evaluate", best[1], "--overwrite", *rest]) == 0
         assert read_rows(out / "runs.csv")["seed"].tolist() == [1]
         (out / "runs.csv").write_bytes(before)  # as another command would: the note is not about these runs
         fails(capsys, "evaluate", best[1], *rest)
+
+    def test_runs_of_one_name_have_one_set_of_settings(
+        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        best = []
+        for seed, normalize in (("0", "train"), ("1", "none")):
+            run = ["--seed_everything", seed, "--trainer.default_root_dir", str(tmp_path / seed)]
+            main(["fit", *words, *run, "--data.normalize", normalize])
+            best.append(str(tmp_path / seed / "best.ckpt"))
+        error = fails(capsys, "evaluate", *best, "--out", str(tmp_path / "out"), "--no-regret", "--views")
+        assert best[1] in error and "data.normalize is 'none' here and 'train' there" in error
 
     def test_folds_of_one_seed_are_one_ensemble(self, words: list[str], tmp_path: Path) -> None:
         paths = []
