@@ -103,7 +103,7 @@ def plain_quality(quality: Any, features: list[Tensor], present: Tensor) -> Tens
         z = ((plain_statistics(x, known, there) - known.usual) / known.spread).clamp(-12.0, 12.0)
         hidden = F.gelu(F.linear(z, head[0].weight, head[0].bias))
         logvar = F.linear(hidden, head[2].weight, head[2].bias).squeeze(1)
-        columns.append(torch.where(there, 8 * torch.tanh(logvar / 8), 0.0))
+        columns.append(torch.where(there, F.softplus(8 * torch.tanh(logvar / 8)), 0.0))
     return torch.stack(columns, 1)
 
 
@@ -132,9 +132,10 @@ def build_modality_quality(setup: Setup) -> Problem:
 def build_quality_loss(setup: Setup) -> Problem:
     shape = setup["B M"]
     logvar, spoilt, present = setup.normal(*shape, scale=3.0), setup.mask(*shape, keep=0.3), setup.mask(*shape)
+    logvar = F.softplus(logvar.detach()).requires_grad_()
 
     def eager(logvar: Tensor, spoilt: Tensor, present: Tensor) -> Tensor:
-        terms = F.binary_cross_entropy_with_logits(logvar, spoilt.to(logvar.dtype), reduction="none")
+        terms = torch.where(spoilt, -torch.log(-torch.expm1(-logvar)), logvar)
         return torch.where(present, terms, 0.0).sum() / present.sum().clamp(min=1)
 
     contenders = {"ours": Contender(quality_loss, "ours"), "eager": Contender(eager, "eager")}

@@ -96,6 +96,8 @@ class FusionTask(LightningModule):
         )
         self.classification_loss = build_loss(loss, loss_options)
         self.selection = tuple(selection or ["clean"])
+        for view in self.selection:
+            check_choice("model.selection", view, dict.fromkeys(("clean", "subset", "corrupt")))
         self.metrics = nn.ModuleDict({view: FusionMetrics(num_classes, num_values > 0) for view in self.selection})
         self.value_weight = value_weight
         self.corruption = ModalityCorruption(

@@ -27,6 +27,7 @@ _WHERE = "ModalityQuality"
 _LIMIT = 12.0  # usual spreads
 _NARROW = 0.05  # a statistic that hardly varies in training is not made to shout
 _BOUND = 8.0
+_SURELY_CLEAN = 1e-30  # its logarithm is finite
 _CHUNK = 256  # samples measured at a time
 
 
@@ -34,10 +35,12 @@ class ModalityQuality(nn.Module):
     r"""Read a log-variance from each modality's input: high for what does not look like the training data.
 
     The statistics of :func:`novelty_statistics`, relative to their mean and spread over the training rows and limited
-    to [-12, 12], pass through Linear-GELU-Linear, one small network per modality, to a log-variance in (-8, 8)
-    (:math:`8 \tanh(\cdot / 8)`), 0 at the start. Call :meth:`fit` once, on training rows; before that everything is
-    compared with a standard normal. Train the networks on inputs of which some are spoilt, with their flags
-    (:func:`quality_loss`) or through the task: encoders alone do not learn it.
+    to [-12, 12], pass through Linear-GELU-Linear, one small network per modality, to the log-odds :math:`o` in (-8, 8)
+    (:math:`8 \tanh(\cdot / 8)`) of being spoilt, and these to a log-variance :math:`\log(1 + e^o)`: the variance is one
+    over the chance to be unspoilt, so that precision weights follow this chance, and what is surely clean weighs the
+    same in every modality. Call :meth:`fit` once, on training rows; before that everything is compared with a standard
+    normal. Train the networks on inputs of which some are spoilt, with their flags (:func:`quality_loss`) or through
+    the task: encoders alone do not learn it.
 
     Args:
         in_features: Features of every modality, in order.
@@ -112,7 +115,9 @@ class ModalityQuality(nn.Module):
         present: Tensor | None = None,
         masks: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        """Return log-variances ``(B, M)``, 0 where absent, float32 (float64 for float64); arguments as in :meth:`fit`.
+        """Return log-variances ``(B, M)`` in (0, 8.1), 0 where absent; arguments as in :meth:`fit`.
+
+        They are float32 (float64 for float64).
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -122,10 +127,11 @@ class ModalityQuality(nn.Module):
         parts = self._parts(features, present, masks)
         for reference, head, (x, mask) in zip(self.references, self.heads, parts, strict=True):
             there = mask if mask.dim() == 1 else mask.any(1)
-            columns.append(zero_missing(head(reference(x, mask)).squeeze(1), there))
-        logvar = torch.stack(columns, dim=1)
-        with no_autocast(logvar):
-            return _BOUND * torch.tanh(widen(logvar) / _BOUND)
+            odds = head(reference(x, mask)).squeeze(1)
+            with no_autocast(odds):
+                logvar = F.softplus(_BOUND * torch.tanh(widen(odds) / _BOUND))
+            columns.append(zero_missing(logvar, there))
+        return torch.stack(columns, dim=1)
 
     def _parts(
         self, features: Sequence[Tensor], present: Tensor | None, masks: Sequence[Tensor | None] | None
@@ -215,10 +221,12 @@ class _ReferenceBuffers(nn.Module):
 
 
 def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""Compare log-variances with flags: binary cross-entropy of :math:`\sigma(\ell)` being the chance to be spoilt.
+    r"""Compare log-variances with flags: binary cross-entropy of :math:`1 - e^{-\ell}` being the chance to be spoilt.
+
+    An unspoilt modality costs :math:`\ell`, a spoilt one :math:`-\log(1 - e^{-\ell})`; what is negative counts as 0.
 
     Args:
-        logvar: Floating ``(B, M)``.
+        logvar: Floating ``(B, M)``, as :class:`ModalityQuality` gives it.
         spoilt: Bool or integer 0/1 ``(B, M)``, True = the modality of this row was spoilt.
         present: Bool or integer 0/1 mask ``(B, M)``, True = present; the rest does not count.
 
@@ -230,8 +238,8 @@ def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) 
         ValueError: If a shape does not fit.
 
     Example:
-        >>> quality_loss(torch.tensor([[-5.0, 5.0]]), torch.tensor([[False, True]]))
-        tensor(0.0067)
+        >>> quality_loss(torch.tensor([[0.01, 5.0]]), torch.tensor([[False, True]]))
+        tensor(0.0084)
     """
     where = "quality_loss"
     check_floating(where, "logvar", logvar)
@@ -243,7 +251,8 @@ def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) 
     keep = as_mask(where, "present", present, B=batch, M=count)
     with no_autocast(logvar):
         x = widen(zero_missing(logvar, keep))
-        loss = F.binary_cross_entropy_with_logits(x, flags.to(x.dtype), reduction="none")
+        x = x.clamp(min=_SURELY_CLEAN)
+        loss = torch.where(flags, -torch.log(-torch.expm1(-x)), x)
         if keep is None:
             return loss.sum() / max(loss.numel(), 1)
         return zero_missing(loss, keep).sum() / keep.sum().clamp(min=1)

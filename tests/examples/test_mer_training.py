@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from examples.mer.arguments import CONFIGS
 from examples.mer.cli import MerCLI
 from examples.mer.metrics import FusionMetrics
-from examples.mer.task import FusionTask, masked_squared_error, spoil
+from examples.mer.selection import looks
+from examples.mer.task import FusionTask, masked_squared_error
 from tests.examples.mer_runs import ROWS, toy_cli, write_toy
 
 PUBLISHED = {
@@ -116,7 +117,8 @@ class TestLoss:
             ({"family": "graph"}, "model.family: expected one of attention, variational, got 'graph'"),
             ({"loss": "hinge"}, "model.loss: expected one of cross_entropy, "),
             ({"loss_options": {"reduction": "sum"}}, "unknown option 'reduction'"),
-            ({"corruption_rate": 1.5}, "model.corruption_rate: expected 0 to 1, got 1.5"),
+            ({"corruption_rate": 1.5}, r"ModalityCorruption: expected rate in \[0.0, 1.0\], got 1.5"),
+            ({"selection": ["clean", "noisy"]}, "model.selection: expected one of clean, subset, corrupt, got 'noisy'"),
         ],
     )
     def test_names_a_wrong_option_and_what_is_allowed(self, changes: dict[str, object], message: str) -> None:
@@ -125,14 +127,6 @@ class TestLoss:
 
 
 class TestCorruption:
-    def test_spoils_the_wanted_share_of_rows_and_leaves_absent_rows_at_zero(self) -> None:
-        x = torch.randn(4000, 3)
-        x[:100] = 0
-        spoilt = spoil({"a": x}, {}, 0.3, (0.0, 0.0))["a"]
-        assert (spoilt[:100] == 0).all()
-        changed = (spoilt != x).any(1)[100:].float().mean()
-        assert abs(float(changed) - 0.3) < 0.03
-
     def test_model_reads_spoilt_inputs_and_reconstructs_clean_ones_in_training_only(self) -> None:
         task, batch = make_task(family="variational", corruption_rate=1.0), make_batch()
         seen = []
@@ -143,6 +137,38 @@ class TestCorruption:
         assert not torch.equal(seen[0][0]["a"], batch["inputs"]["a"])
         assert torch.equal(seen[0][3]["a"], batch["inputs"]["a"])
         assert seen[1][0]["a"] is batch["inputs"]["a"]
+
+
+class TestSelection:
+    def test_looks_at_every_subset_and_every_spoilt_modality_once(self) -> None:
+        batch = make_batch()
+        present = batch["present"]
+        found = list(looks(batch, ("clean", "subset", "corrupt"), 0))
+        count = present.shape[1]
+        assert [look.view for look in found].count("subset") == 2**count - 2
+        assert [look.view for look in found].count("corrupt") == 2 * count
+        for look in found:
+            assert not (look.present & ~present).any() and not (look.rows & ~look.present.any(1)).any()
+        spoilt = [look for look in found if look.view == "corrupt"]
+        changed = [name for look in spoilt for name, x in look.inputs.items() if x is not batch["inputs"][name]]
+        assert changed == [name for name in batch["inputs"] for _ in range(2)]
+        again = list(looks(batch, ("corrupt",), 0))
+        assert all(torch.equal(a.inputs[n], b.inputs[n]) for a, b, n in zip(spoilt, again, changed, strict=True))
+
+    def test_follows_the_mean_of_the_views(self, tmp_path: Path) -> None:
+        views = ["clean", "subset", "corrupt"]
+        cli = toy_cli(tmp_path, model__selection=views, trainer__max_epochs=1)
+        scores = cli.train()["validation"]
+        assert scores["combined"] == pytest.approx(sum(scores[f"{view}_combined"] for view in views) / 3)
+
+    def test_a_model_with_quality_has_seen_the_training_rows(self, tmp_path: Path) -> None:
+        options = {"hidden_features": 8, "quality": "replace", "attention": "none"}
+        changes = {"model__family": "variational", "model__options": options, "model__corruption_rate": 0.5}
+        cli = toy_cli(tmp_path, **changes, trainer__max_epochs=1)
+        cli.train()
+        train = cli.datamodule.sets["train"]
+        for index, (name, reference) in enumerate(zip(train.features, cli.model.model.quality.references, strict=True)):
+            torch.testing.assert_close(reference.mean, train.features[name][train.present[:, index]].mean(0))
 
 
 class TestMetrics:
@@ -183,7 +209,7 @@ class TestMetrics:
 class TestTraining:
     def test_resumed_after_two_kills_equals_uninterrupted(self, tmp_path: Path) -> None:
         changes = {"trainer__max_epochs": 5, "early_stopping__patience": 3, "model__lr_patience": 0}
-        changes["model__corruption_rate"] = 0.3
+        changes |= {"model__corruption_rate": 0.3, "model__selection": ["clean", "corrupt"]}
         toy_cli(tmp_path, run="whole", **changes).train()
         for epoch, resume in ((1, None), (3, "last.ckpt"), (99, "last.ckpt")):
             cli = toy_cli(tmp_path, run="killed", **changes)

@@ -105,7 +105,8 @@ def modality_quality(
             if here[b].any():
                 z = np.clip((statistics[b] - own["usual"]) / own["spread"], -12.0, 12.0)
                 hidden = gelu(linear(state, f"heads.{m}.0", z))
-                out[b, m] = 8.0 * math.tanh(float(linear(state, f"heads.{m}.2", hidden)[0]) / 8.0)
+                odds = 8.0 * math.tanh(float(linear(state, f"heads.{m}.2", hidden)[0]) / 8.0)
+                out[b, m] = math.log(1.0 + math.exp(odds))
     return out
 
 
@@ -113,8 +114,8 @@ def quality_loss(logvar: Array, spoilt: Mask, present: Mask | None = None) -> Ar
     terms = []
     for b, m in np.ndindex(*logvar.shape):
         if present is None or present[b, m]:
-            x = -logvar[b, m] if spoilt[b, m] else logvar[b, m]
-            terms.append(max(x, 0.0) + math.log1p(math.exp(-abs(x))))
+            x = max(float(logvar[b, m]), 1e-30)
+            terms.append(-math.log(-math.expm1(-x)) if spoilt[b, m] else x)
     return np.array(sum(terms) / max(1, len(terms)))
 
 

@@ -178,7 +178,7 @@ def _quality(label: str, sequences: bool, **more: Any) -> Row:
 def _flags(size: Size, rng: np.random.Generator) -> Inputs:
     shape = (size.batch, size.modalities)
     return {
-        "logvar": 3.0 * normal(rng, *shape),
+        "logvar": 0.1 + 3.0 * normal(rng, *shape).abs(),
         "spoilt": torch.from_numpy(rng.random(shape) < 0.5),
         "present": presence(rng, *shape),
     }
