@@ -102,7 +102,7 @@ class TestFit:
         path.write_text(text)
         error = fails(capsys, "fit", *words, "--config", str(path))
         assert str(path) in error
-        assert message.replace("classification_loss", "corruption_rate") in error
+        assert message.replace("classification_loss", "corruption_kinds") in error
 
     def test_rejects_a_checkpoint_that_is_none_or_of_other_sizes(
         self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
