@@ -24,6 +24,7 @@ from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Outcome, Result, fingerprint, run_jobs
 from .normalize import describe_features
+from .origin import check_free
 from .predict import list_tests
 from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
@@ -69,6 +70,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     """Run the jobs of the parsed arguments and report what has finished."""
     if given.regret and "subset" not in given.views:
         raise ValueError("ablate: --regret needs the view 'subset'")
+    check_free(given.out)
     planned, data = plan(given, overrides)
     runs = [job for job, _ in planned]
     folder, epochs = given.out / "specialists", given.specialist_epochs

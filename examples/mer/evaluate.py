@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
 from .task import FusionTask
 
+# The settings of the data that decide which rows are for training.
+SPLITTING = ("fold", "folds", "fold_array", "group", "split", "split_values", "split_seed")
 # The arguments that decide what is measured, besides the checkpoints.
 MEASURED = ("views", "draws", "no_regret", "specialist_seeds", "specialist_epochs")
 ENSEMBLE = -1  # the fold of a row that stands for all folds of a seed
@@ -119,9 +121,20 @@ def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:
     name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
     words = ("--config", str(store_config(config, out / "configs" / name)), *overrides)
     cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
+    check_split(path, yaml.safe_load(config)["data"], vars(cli.config.data))
     check_fits(path, checkpoint, cli.model)
     cli.model.load_state_dict(checkpoint["state_dict"])
     return Trained(path, checkpoint, cli, words)
+
+
+def check_split(path: Path, trained: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise if another split is asked for than the checkpoint was trained with: its test rows were training rows."""
+    for name in SPLITTING:
+        if name in trained and trained[name] != asked.get(name):
+            raise ValueError(
+                f"evaluate: {path}: was trained with --data.{name} {trained[name]}, so that the test rows of "
+                f"{asked.get(name)} may be its training rows; evaluate it as it was trained"
+            )
 
 
 def evaluate_group(members: Sequence[Trained], given: argparse.Namespace) -> Result:

@@ -48,6 +48,16 @@ def check_origin(folder: Path, origin: Origin) -> None:
         )
 
 
+def check_free(folder: Path) -> None:
+    """Raise if `folder` holds what `evaluate` wrote, which a table of other runs would replace.
+
+    Raises:
+        FileExistsError: naming the folder.
+    """
+    if (folder / "origin.json").exists():
+        raise FileExistsError(f"ablate: {folder}: holds the results of evaluate; choose another --out")
+
+
 def write_origin(folder: Path, origin: Origin, *, pending: bool = False) -> None:
     """Note what the runs in `folder` are made from; `pending` = they are about to be written."""
     runs = PENDING if pending else _digest(folder / "runs.csv")

@@ -89,6 +89,19 @@ class TestEvaluate:
         (out / "runs.csv").write_bytes(before)  # as another command would: the note is not about these runs
         fails(capsys, "evaluate", best[1], *rest)
 
+    def test_never_tests_on_rows_it_was_trained_on(
+        self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words += ["--data.split_values", "{train: [0, 1, 2], test: 3}", "--data.folds", "3"]
+        main(["fit", *words, "--trainer.default_root_dir", str(tmp_path / "run")])
+        best, out = str(tmp_path / "run" / "best.ckpt"), tmp_path / "out"
+        rest = ["--out", str(out), "--no-regret", "--views"]
+        for other in (["--data.fold", "1"], ["--data.split_seed", "7"], ["--data.split", "null"]):
+            assert f"was trained with {other[0]} " in fails(capsys, "evaluate", best, *rest, *other)
+        assert main(["evaluate", best, *rest]) == 0
+        error = fails(capsys, "ablate", "--configs", words[1], *words[2:], "--seeds", "0", "--out", str(out))
+        assert f"{out}: holds the results of evaluate" in error
+
     def test_runs_of_one_name_have_one_set_of_settings(
         self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
