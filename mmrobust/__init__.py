@@ -2,7 +2,16 @@
 
 from . import functional
 from .attention import ProxyCrossModalAttention
-from .corruption import ModalityCorruption, add_noise, drop_frames, scale_rows, shuffle_rows
+from .calibration import TemperatureScaling, fit_temperature
+from .corruption import (
+    ModalityCorruption,
+    SpoiltRows,
+    add_noise,
+    drop_frames,
+    scale_rows,
+    shuffle_rows,
+    spoil_rows,
+)
 from .encoders import (
     FeatureTokenizer,
     LSTMEncoder,
@@ -42,7 +51,7 @@ from .losses import (
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
-from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, random_presence
+from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, presence_views, random_presence
 from .quality import ModalityQuality, Reference, fit_reference, novelty_statistics, quality_loss
 
 __version__ = "0.1.0"
@@ -68,6 +77,8 @@ __all__ = [
     "ProjectionHead",
     "ProxyCrossModalAttention",
     "Reference",
+    "SpoiltRows",
+    "TemperatureScaling",
     "UncertaintyWeightedFusion",
     "VariationalFusionClassifier",
     "VariationalLSTMEncoder",
@@ -81,6 +92,7 @@ __all__ = [
     "cross_modal_kl",
     "drop_frames",
     "fit_reference",
+    "fit_temperature",
     "focal_label_smoothing_loss",
     "focal_loss",
     "functional",
@@ -94,12 +106,14 @@ __all__ = [
     "modality_contrastive_loss",
     "novelty_statistics",
     "presence_from_zeros",
+    "presence_views",
     "quality_loss",
     "random_presence",
     "reconstruction_loss",
     "reparameterize",
     "scale_rows",
     "shuffle_rows",
+    "spoil_rows",
     "uncertainty_weights",
     "weighted_sum",
     "zero_missing",

@@ -34,6 +34,14 @@ def check_floating(where: str, name: str, x: object) -> None:
         raise TypeError(f"{where}: expected {name} to be a floating-point tensor, got {x.dtype}")
 
 
+def check_integers(where: str, name: str, x: object) -> None:
+    """Raise TypeError unless ``x`` is a tensor of integers."""
+    check_tensor(where, name, x)
+    assert isinstance(x, Tensor)
+    if x.dtype not in _MASK_DTYPES[1:]:
+        raise TypeError(f"{where}: expected {name} to be an integer tensor, got {x.dtype}")
+
+
 def check_shape(where: str, name: str, x: Tensor, **dims: int | None) -> None:
     """Raise ValueError unless ``x`` has one dimension per letter, each of the given size (``None`` = any)."""
     check_tensor(where, name, x)

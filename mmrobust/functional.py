@@ -1,6 +1,7 @@
 """Every public function in one place: ``import mmrobust.functional as MF``."""
 
-from .corruption import add_noise, drop_frames, scale_rows, shuffle_rows
+from .calibration import fit_temperature
+from .corruption import add_noise, drop_frames, scale_rows, shuffle_rows, spoil_rows
 from .encoders import reparameterize
 from .fusion import fused_std, uncertainty_weights, weighted_sum
 from .losses import (
@@ -14,7 +15,7 @@ from .losses import (
     reconstruction_loss,
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
-from .presence import all_presence_patterns, presence_from_zeros, random_presence
+from .presence import all_presence_patterns, presence_from_zeros, presence_views, random_presence
 from .quality import fit_reference, novelty_statistics, quality_loss
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "cross_modal_kl",
     "drop_frames",
     "fit_reference",
+    "fit_temperature",
     "focal_label_smoothing_loss",
     "focal_loss",
     "fused_std",
@@ -35,12 +37,14 @@ __all__ = [
     "modality_contrastive_loss",
     "novelty_statistics",
     "presence_from_zeros",
+    "presence_views",
     "quality_loss",
     "random_presence",
     "reconstruction_loss",
     "reparameterize",
     "scale_rows",
     "shuffle_rows",
+    "spoil_rows",
     "uncertainty_weights",
     "weighted_sum",
     "zero_missing",

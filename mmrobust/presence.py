@@ -120,6 +120,47 @@ def random_presence(
     return (scores >= rate) | (scores == scores.amax(1, keepdim=True))
 
 
+def presence_views(present: Tensor, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """List ways to look at a batch: first with all that is there, then with ``count`` subsets of the modalities.
+
+    A model that encodes every modality by itself can be trained on all of these views at the price of encoding once:
+    each view is one more fusion. Where there are no more than ``count`` non-empty proper subsets all of them are
+    taken, in the order of :func:`all_presence_patterns`; otherwise different ones are drawn, the same for all samples.
+    A sample that would have nothing left in a view keeps all that it has.
+
+    Args:
+        present: Bool or integer 0/1 mask ``(B, M)``, True = present; M at most 16.
+        count: Largest number of subsets.
+        generator: Source of randomness; ``None`` = the global one.
+
+    Returns:
+        Bool tensor ``(V, B, M)``, V = 1 + min(count, 2**M - 2).
+
+    Raises:
+        TypeError: If ``present`` is neither bool nor integer, or ``count`` no integer.
+        ValueError: If a shape or a size does not fit.
+
+    Example:
+        >>> presence_views(torch.tensor([[True, True], [True, False]]), 2)
+        tensor([[[ True,  True],
+                 [ True, False]],
+        <BLANKLINE>
+                [[ True, False],
+                 [ True, False]],
+        <BLANKLINE>
+                [[False,  True],
+                 [ True, False]]])
+    """
+    keep = as_mask("presence_views", "present", present, B=None, M=None)
+    assert keep is not None
+    check_size("presence_views", "count", count, 0)
+    subsets = all_presence_patterns(keep.shape[1])[1:].to(keep.device)
+    if count < len(subsets):
+        subsets = subsets[uniform((len(subsets),), generator, keep.device).argsort()[:count]]
+    views = keep & subsets.unsqueeze(1)
+    return torch.cat([keep.unsqueeze(0), torch.where(views.any(-1, keepdim=True), views, keep)])
+
+
 class ModalityDropout(nn.Module):
     r"""Take whole modalities away during training: draws a new presence mask from a given one.
 

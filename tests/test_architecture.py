@@ -24,9 +24,9 @@ MAX_BODY = 35
 TOO_LONG: set[str] = set()  # "file" or "file:function"; splitting is nearly always better than a name here
 
 LEVELS = {
-    **dict.fromkeys(["masking", "distributed", "_kernels"], 0),
-    **dict.fromkeys(["encoders", "fusion", "attention", "asrm", "prototypes", "presence", "corruption"], 1),
-    **dict.fromkeys(["losses", "memory", "data", "quality"], 1),
+    **dict.fromkeys(["masking", "corruption", "distributed", "_kernels"], 0),
+    **dict.fromkeys(["encoders", "fusion", "attention", "asrm", "prototypes", "presence"], 1),
+    **dict.fromkeys(["losses", "memory", "data", "quality", "calibration"], 1),
     **dict.fromkeys(["models", "analysis"], 2),
     **dict.fromkeys(["", "functional"], 3),  # "" is mmrobust/__init__.py
 }

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_option, check_same_shape
+from .._checks import as_mask, check_option, check_same_shape
+from .._precision import widen
 from ..attention import ProxyCrossModalAttention
-from ..encoders import ModalityDecoder, VariationalLSTMEncoder, VariationalMLPEncoder
+from ..encoders import ModalityDecoder, VariationalLSTMEncoder, VariationalMLPEncoder, VariationalOutput
 from ..fusion import FusionOutput, GatedUncertaintyFusion, UncertaintyWeightedFusion, weighted_sum
-from ..masking import masked_softmax
-from ._inputs import InputReader, ModalityInputs
+from ..masking import masked_softmax, zero_missing
+from ._inputs import FusionClassifierOutput, InputReader, ModalityInputs
+
+# What the published system gives a modality that its dropout took away, instead of leaving it out.
+_PUBLISHED_ABSENT_STD = 1e6
 
 
 class _MeanFusion(nn.Module):
@@ -60,6 +64,67 @@ def build_attention(
     if kind == "joint":
         return ProxyCrossModalAttention(hidden, heads, dropout)
     return ProxyCrossModalAttention(hidden, heads, dropout, mode="per_modality", num_modalities=count)
+
+
+def encode(encoders: nn.ModuleList, x: ModalityInputs, visible: Tensor | None) -> VariationalOutput:
+    """Encode all modalities into one ``(B, M, H)`` Gaussian."""
+    outputs = []
+    for index, (encoder, features, mask) in enumerate(zip(encoders, x.features, x.masks, strict=True)):
+        column = None if visible is None else visible[:, index]
+        if mask is not None and column is not None:
+            mask = mask & column.unsqueeze(1)
+        outputs.append(encoder(features, column if mask is None else mask))
+    return VariationalOutput(*(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True)))
+
+
+def fuse(
+    fusion: nn.Module, attention: nn.Module | None, seen: Tensor, std: Tensor, kept: Tensor, exclude: bool
+) -> tuple[Tensor, Tensor]:
+    """Weigh vectors ``(B, M, H)`` by their stds, add them up, and look back at them."""
+    visible = kept if exclude else None
+    if visible is None:
+        seen = zero_missing(seen, kept)
+        std = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
+    fused, weights = fusion(seen, std, visible)
+    if attention is not None:
+        fused = attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)
+    return fused, weights
+
+
+def decode(decoders: nn.ModuleList | None, sources: Sequence[Tensor], x: ModalityInputs) -> list[Tensor | None]:
+    """Decode every modality from its source ``(B, H)``; without decoders there is nothing."""
+    if decoders is None:
+        return [None] * len(sources)
+    return [
+        decoder(source, None if mask is None else mask.shape[1])
+        for decoder, source, mask in zip(decoders, sources, x.masks, strict=True)
+    ]
+
+
+def complete_targets(x: ModalityInputs, names: Sequence[str], targets: Mapping[str, Tensor] | None) -> list[Tensor]:
+    """Return what to reconstruct, in order: the targets that are given, the inputs elsewhere."""
+    given = targets or {}
+    for name in given:
+        check_option("VariationalFusionClassifier", "targets", name, names)
+    return [given.get(name, own) for name, own in zip(names, x.features, strict=True)]
+
+
+def check_views(where: str, views: Tensor, present: Tensor) -> Tensor:
+    """Return ``views (V, B, M)`` as bool masks of what is also present."""
+    keep = as_mask(where, "views", views, V=None, B=present.shape[0], M=present.shape[1])
+    assert keep is not None
+    if not len(keep):
+        raise ValueError(f"{where}: expected views with at least one view, got shape {tuple(views.shape)}")
+    return keep & present
+
+
+def unflatten_views(output: FusionClassifierOutput, sizes: torch.Size) -> FusionClassifierOutput:
+    """Split the first dimension V * B of all fields into (V, B); the auxiliary loss and the presence stay."""
+    found = output._asdict()
+    for name, part in found.items():
+        if part is not None and name not in ("aux_loss", "present"):
+            found[name] = part.unflatten(0, sizes)
+    return FusionClassifierOutput(**found)
 
 
 def spoilt_rows(x: ModalityInputs, targets: Sequence[Tensor]) -> Tensor:

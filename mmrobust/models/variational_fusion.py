@@ -15,14 +15,23 @@ from ..fusion import weighted_sum
 from ..fusion.uncertainty import Weighting
 from ..losses.contrastive import ModalityContrastiveLoss
 from ..losses.variational import VariationalLoss
-from ..masking import zero_missing
 from ..presence import ModalityDropout
 from ..quality import ModalityQuality, quality_loss
 from ._inputs import ABSENCES, Absence, FusionClassifierOutput, InputReader, ModalityInputs, PredictionHeads
-from ._variational_parts import build_attention, build_decoders, build_encoders, build_fusion, spoilt_rows
+from ._variational_parts import (
+    build_attention,
+    build_decoders,
+    build_encoders,
+    build_fusion,
+    check_views,
+    complete_targets,
+    decode,
+    encode,
+    fuse,
+    spoilt_rows,
+    unflatten_views,
+)
 
-# What the published system gives a modality that its dropout took away, instead of leaving it out.
-_PUBLISHED_ABSENT_STD = 1e6
 _WHERE = "VariationalFusionClassifier"
 
 
@@ -63,6 +72,8 @@ class VariationalFusionClassifier(nn.Module):
             there is none; ``"scale"``: it scales the encoders' stds; ``"replace"``: it stands in their place in the
             fusion. Call :meth:`fit_quality` before training, and train with spoilt inputs and clean ``targets``.
         quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt; no ``targets``, no term.
+        freeze_quality: Whether the networks of quality stay as ``fit_quality(..., teach=True)`` made them: no gradient
+            reaches them, and there is no term.
         kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
         reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
         cross_kl_weight: Weight of the KL between modalities.
@@ -119,6 +130,7 @@ class VariationalFusionClassifier(nn.Module):
         classify_from: Literal["mean", "sample"] = "mean",
         quality: Literal["none", "scale", "replace"] = "none",
         quality_weight: float = 1.0,
+        freeze_quality: bool = False,
         kl_weight: float = 0.01,
         reconstruction_weight: float = 0.1,
         cross_kl_weight: float = 0.01,
@@ -133,15 +145,14 @@ class VariationalFusionClassifier(nn.Module):
         logvar_bound: Literal["soft", "clamp"] = "soft",
     ) -> None:
         super().__init__()
-        where = _WHERE
-        check_size(where, "hidden_features", hidden_features)
-        check_option(where, "absence", absence, ABSENCES)
-        check_option(where, "classify_from", classify_from, ("mean", "sample"))
-        check_option(where, "reconstruct_from", reconstruct_from, ("own", "fused"))
-        check_option(where, "quality", quality, ("none", "scale", "replace"))
-        check_range(where, "contrastive_weight", contrastive_weight, 0.0)
-        check_range(where, "quality_weight", quality_weight, 0.0)
-        self.reader, count = InputReader(where, in_features, sequences), len(in_features)
+        check_size(_WHERE, "hidden_features", hidden_features)
+        check_option(_WHERE, "absence", absence, ABSENCES)
+        check_option(_WHERE, "classify_from", classify_from, ("mean", "sample"))
+        check_option(_WHERE, "reconstruct_from", reconstruct_from, ("own", "fused"))
+        check_option(_WHERE, "quality", quality, ("none", "scale", "replace"))
+        check_range(_WHERE, "contrastive_weight", contrastive_weight, 0.0)
+        check_range(_WHERE, "quality_weight", quality_weight, 0.0)
+        self.reader, count = InputReader(_WHERE, in_features, sequences), len(in_features)
         self.modalities = tuple(in_features)
         self.absence, self.classify_from, self.reconstruct_from = absence, classify_from, reconstruct_from
         self.encoders = build_encoders(self.reader, hidden_features, dropout, logvar_bound)
@@ -150,20 +161,19 @@ class VariationalFusionClassifier(nn.Module):
         )
         weighing = {"weighting": weighting, "power": power, "temperature": temperature}
         weighing |= {"per_dimension": per_dimension, "prior_expert": prior_expert}
-        self.fusion = build_fusion(where, fusion, hidden_features, count, gate_alpha, weighing)
-        self.attention = build_attention(where, attention, hidden_features, num_heads, dropout, count)
-        self.heads = PredictionHeads(where, hidden_features, num_classes, num_values, dropout)
+        self.fusion = build_fusion(_WHERE, fusion, hidden_features, count, gate_alpha, weighing)
+        self.attention = build_attention(_WHERE, attention, hidden_features, num_heads, dropout, count)
+        self.heads = PredictionHeads(_WHERE, hidden_features, num_classes, num_values, dropout)
         self.decoders = build_decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None
         loss: dict[str, Any] = {"latent_reduction": latent_reduction, "cross_reduction": "mean"}
         loss |= {"symmetric": symmetric_cross_kl, "free_bits": free_bits}
         loss |= {"warmup_epochs": kl_warmup, "ramp_epochs": kl_ramp}
         self.variational_loss = VariationalLoss(kl_weight, reconstruction_weight, cross_kl_weight, **loss)
-        self.quality_mode, self.quality_weight = quality, quality_weight
+        self.quality_mode, self.quality_weight, self.freeze_quality = quality, quality_weight, freeze_quality
         self.quality = None if quality == "none" else ModalityQuality(in_features)
-        self.contrastive_weight = contrastive_weight
-        self.contrastive = (
-            ModalityContrastiveLoss(hidden_features, count, contrastive_features) if contrastive_weight > 0 else None
-        )
+        self.contrastive_weight, self.contrastive = contrastive_weight, None
+        if contrastive_weight > 0:
+            self.contrastive = ModalityContrastiveLoss(hidden_features, count, contrastive_features)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the current epoch (0-based), which modality dropout and KL warm-up follow."""
@@ -175,8 +185,20 @@ class VariationalFusionClassifier(nn.Module):
         inputs: Mapping[str, Tensor],
         present: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        *,
+        teach: bool = False,
+        groups: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        """Show :class:`ModalityQuality` the training rows, without labels; arguments as in :meth:`forward`.
+        """Show :class:`ModalityQuality` the training rows, without labels.
+
+        Args:
+            inputs: As in :meth:`forward`, like the next two.
+            present: Presence.
+            masks: Step masks.
+            teach: Whether its networks also learn what spoilt rows look like: :meth:`ModalityQuality.teach`.
+            groups: As there, such as the subject of every row.
+            generator: As there.
 
         Raises:
             RuntimeError: If the model was built with ``quality="none"``.
@@ -187,6 +209,8 @@ class VariationalFusionClassifier(nn.Module):
             raise RuntimeError(f"{_WHERE}: expected a model with quality, got quality='none'")
         x = self.reader.read(inputs, present, masks, fill=False)
         self.quality.fit(x.features, x.present, x.masks)
+        if teach:
+            self.quality.teach(x.features, x.present, x.masks, groups=groups, generator=generator)
 
     def forward(
         self,
@@ -194,6 +218,8 @@ class VariationalFusionClassifier(nn.Module):
         present: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
         targets: Mapping[str, Tensor] | None = None,
+        *,
+        views: Tensor | None = None,
     ) -> FusionClassifierOutput:
         """Classify a batch.
 
@@ -204,6 +230,10 @@ class VariationalFusionClassifier(nn.Module):
             masks: By name, for sequences, bool or integer 0/1 masks ``(B, T)``, True = real step.
             targets: By name, complete inputs to reconstruct when ``inputs`` are spoilt ones; they count where
                 ``inputs`` are present. ``None`` = the inputs themselves. Used in training only.
+            views: Bool or integer 0/1 masks ``(V, B, M)``, such as :func:`presence_views` makes: the batch is encoded
+                once and classified V times, each time with the modalities of one view that are present. All fields
+                but the auxiliary loss, which is that of the first view, then begin with V. They take the place of
+                modality dropout, and need ``absence="exclude"``.
 
         Raises:
             TypeError: If an input is not floating or a mask neither bool nor integer.
@@ -211,68 +241,60 @@ class VariationalFusionClassifier(nn.Module):
         """
         exclude = self.absence == "exclude"
         x = self.reader.read(inputs, present, masks, fill=not exclude)
-        kept = self.modality_dropout(x.present if exclude else torch.ones_like(x.present))
-        visible = kept if exclude else None
-        latent = self._encode(x, visible)
-        quality = None if self.quality is None else self.quality(x.features, visible, x.masks)
+        if views is None:
+            kept = self.modality_dropout(x.present if exclude else torch.ones_like(x.present))
+            return self._classify(x, kept, targets)
+        if not exclude:
+            raise ValueError(f"{_WHERE}: expected views=None with absence='zero_fill', got views")
+        return self._classify(x, check_views(_WHERE, views, x.present), targets)
+
+    def _classify(
+        self, x: ModalityInputs, kept: Tensor, targets: Mapping[str, Tensor] | None
+    ) -> FusionClassifierOutput:
+        """Encode a batch and classify it by what is kept: ``(B, M)``, or ``(V, B, M)`` for several views of it."""
+        exclude, views = self.absence == "exclude", kept.shape[:-2]
+        union = kept.any(0) if views else kept
+        visible, quality = union if exclude else None, None
+        latent = encode(self.encoders, x, visible)
+        if self.quality is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_quality):
+                quality = self.quality(x.features, visible, x.masks)
         seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
         if quality is not None:
             factor = (0.5 * widen(quality)).exp().unsqueeze(-1)
             std = (factor.expand_as(std) if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
-        believed = std
-        if not exclude:
-            seen = zero_missing(seen, kept)
-            believed = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
-        fused, weights = self.fusion(seen, believed, visible)
-        if self.attention is not None:
-            fused = self.attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)
+        present, mu = kept & x.present, latent.mu
+        if views:
+            seen, std, mu = (part.repeat(*views, 1, 1) for part in (seen, std, mu))
+        fused, weights = fuse(self.fusion, self.attention, seen, std, kept.flatten(0, -2), exclude)
         features, logits, values = self.heads(fused)
-        aux_loss = widen(features).new_zeros(())
+        aux_loss = widen(fused).new_zeros(())
         if self.training:
-            clean = self._targets(x, targets)
-            aux_loss = self._aux_loss(x, clean, latent, weights, visible)
-            if quality is not None and targets is not None:
-                flags, counted = spoilt_rows(x, clean), x.present if visible is None else visible
-                aux_loss = aux_loss + self.quality_weight * quality_loss(quality, flags, counted)
-        return FusionClassifierOutput(features, logits, values, aux_loss, weights, latent.mu, std, kept & x.present)
-
-    def _encode(self, x: ModalityInputs, visible: Tensor | None) -> VariationalOutput:
-        """Encode all modalities into one ``(B, M, H)`` Gaussian."""
-        outputs = []
-        for index, (encoder, features, mask) in enumerate(zip(self.encoders, x.features, x.masks, strict=True)):
-            column = None if visible is None else visible[:, index]
-            if mask is not None and column is not None:
-                mask = mask & column.unsqueeze(1)
-            outputs.append(encoder(features, column if mask is None else mask))
-        return VariationalOutput(*(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True)))
-
-    def _targets(self, x: ModalityInputs, targets: Mapping[str, Tensor] | None) -> list[Tensor]:
-        for name in targets or {}:
-            check_option(self.reader.where, "targets", name, self.modalities)
-        given = targets or {}
-        return [given.get(name, own) for name, own in zip(self.modalities, x.features, strict=True)]
+            first = kept[0] if views else kept
+            aux_loss = self._aux_loss(x, targets, latent, quality, weights[: len(first)], first if exclude else None)
+        output = FusionClassifierOutput(features, logits, values, aux_loss, weights, mu, std, present)
+        return unflatten_views(output, kept.shape[:2]) if views else output
 
     def _aux_loss(
         self,
         x: ModalityInputs,
-        targets: list[Tensor],
+        targets: Mapping[str, Tensor] | None,
         latent: VariationalOutput,
+        quality: Tensor | None,
         weights: Tensor,
         visible: Tensor | None,
     ) -> Tensor:
-        rebuilt: list[Tensor | None] = [None] * len(self.modalities)
-        counted = x.present if visible is None else visible
-        if self.decoders is not None:
-            sources = list(latent.z.unbind(1))
-            if self.reconstruct_from == "fused":
-                sources, counted = [weighted_sum(latent.z, weights, visible)] * len(sources), x.present
-            rebuilt = [
-                decoder(source, None if mask is None else mask.shape[1])
-                for decoder, source, mask in zip(self.decoders, sources, x.masks, strict=True)
-            ]
+        clean, seen = complete_targets(x, self.modalities, targets), x.present if visible is None else visible
+        if self.reconstruct_from == "fused":
+            sources, counted = [weighted_sum(latent.z, weights, visible)] * len(clean), x.present
+        else:
+            sources, counted = list(latent.z.unbind(1)), seen
+        rebuilt = decode(self.decoders, sources, x)
         loss: Tensor = self.variational_loss(
-            latent.mu, latent.logvar, rebuilt, targets, visible, target_present=counted, masks=x.masks
+            latent.mu, latent.logvar, rebuilt, clean, visible, target_present=counted, masks=x.masks
         ).total
         if self.contrastive is not None:
             loss = loss + self.contrastive_weight * self.contrastive(latent.mu, visible)
+        if quality is not None and targets is not None and not self.freeze_quality:
+            loss = loss + self.quality_weight * quality_loss(quality, spoilt_rows(x, clean), seen)
         return loss

@@ -1,34 +1,20 @@
-"""From how strange an input looks to a log-variance per modality, and the loss that teaches it."""
+"""From how strange an input looks to a log-variance per modality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import as_mask, check_floating, check_shape, check_size, check_tensor
-from .._precision import no_autocast, widen
+from .._checks import as_mask, check_floating, check_integers, check_shape, check_size
 from ..masking import zero_missing
-from .reference import (
-    FIT_ROWS,
-    NUM_STATISTICS,
-    Fitting,
-    Reference,
-    check_fitting,
-    example_rows,
-    fit_reference,
-    measure,
-    novelty_statistics,
-)
+from ._buffers import ReferenceBuffers
+from ._head import build_head, read_logvar
+from ._teaching import Teaching, check_teaching, count_units, teach
+from .reference import Fitting, check_fitting
 
 _WHERE = "ModalityQuality"
-_LIMIT = 12.0  # usual spreads
-_NARROW = 0.05  # a statistic that hardly varies in training is not made to shout
-_BOUND = 8.0
-_SURELY_CLEAN = 1e-30  # its logarithm is finite
-_CHUNK = 256  # samples measured at a time
 
 
 class ModalityQuality(nn.Module):
@@ -37,10 +23,12 @@ class ModalityQuality(nn.Module):
     The statistics of :func:`novelty_statistics`, relative to their mean and spread over the training rows and limited
     to [-12, 12], pass through Linear-GELU-Linear, one small network per modality, to the log-odds :math:`o` in (-8, 8)
     (:math:`8 \tanh(\cdot / 8)`) of being spoilt, and these to a log-variance :math:`\log(1 + e^o)`: the variance is one
-    over the chance to be unspoilt, so that precision weights follow this chance, and what is surely clean weighs the
-    same in every modality. Call :meth:`fit` once, on training rows; before that everything is compared with a standard
-    normal. Train the networks on inputs of which some are spoilt, with their flags (:func:`quality_loss`) or through
-    the task: encoders alone do not learn it.
+    over the chance to be unspoilt, or over the share of the input that is signal, so that precision weights follow it
+    and what is surely clean weighs the same in every modality.
+
+    Call :meth:`fit` once, on training rows; before that everything is compared with a standard normal. Then
+    :meth:`teach` the networks on training rows that are spoilt on purpose; or train them with the task on inputs of
+    which some are spoilt, through :func:`quality_loss` or the task's own loss. Encoders alone do not learn it.
 
     Args:
         in_features: Features of every modality, in order.
@@ -56,9 +44,11 @@ class ModalityQuality(nn.Module):
     Example:
         >>> _ = torch.manual_seed(0)
         >>> quality = ModalityQuality({"audio": 6, "text": 9})
-        >>> quality.fit([torch.randn(100, 6), torch.randn(100, 9)])
-        >>> quality([torch.randn(4, 6), torch.randn(4, 9)]).shape
-        torch.Size([4, 2])
+        >>> train = [torch.randn(100, 6), torch.randn(100, 9)]
+        >>> quality.fit(train)
+        >>> quality.teach(train)
+        >>> quality([torch.randn(4, 6), torch.zeros(4, 9)]).mean(0) > 2  # text has fallen silent
+        tensor([False,  True])
     """
 
     def __init__(
@@ -80,8 +70,8 @@ class ModalityQuality(nn.Module):
         check_size(_WHERE, "hidden_features", hidden_features)
         self.fitting: Fitting = {"max_components": max_components, "explained": explained, "num_rows": num_rows}
         check_fitting(_WHERE, self.fitting)
-        self.references = nn.ModuleList(_ReferenceBuffers(size, self.fitting) for size in self.sizes)
-        self.heads = nn.ModuleList(_head(hidden_features) for _ in self.sizes)
+        self.references = nn.ModuleList(ReferenceBuffers(size, self.fitting) for size in self.sizes)
+        self.heads = nn.ModuleList(build_head(hidden_features) for _ in self.sizes)
 
     @torch.no_grad()
     def fit(
@@ -106,8 +96,64 @@ class ModalityQuality(nn.Module):
             if not bool(mask.any()):
                 raise ValueError(f"{_WHERE}: expected features[{name!r}] with a present row, got none")
         for reference, (x, mask) in zip(self.references, parts, strict=True):
-            assert isinstance(reference, _ReferenceBuffers)
+            assert isinstance(reference, ReferenceBuffers)
             reference.fit(x, mask, self.fitting)
+
+    def teach(
+        self,
+        features: Sequence[Tensor],
+        present: Tensor | None = None,
+        masks: Sequence[Tensor | None] | None = None,
+        *,
+        groups: Tensor | None = None,
+        rate: float = 0.5,
+        kinds: Sequence[str] = ("noise", "zeros", "replace"),
+        snr_db: tuple[float, float] = (-20.0, 20.0),
+        folds: int = 5,
+        draws: int = 4,
+        steps: int = 400,
+        lr: float = 0.02,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        r"""Teach the networks on training rows that :func:`spoil_rows` spoils: once, after :meth:`fit`, without labels.
+
+        Each network learns the share of the input's power that is signal: with as much noise as signal the precision
+        :math:`e^{-\ell}` becomes one half, where nothing of the signal is left it goes to 0. Rows are looked at as new
+        ones will be: those of a fold are compared with references that were fitted without them.
+
+        Args:
+            features: As in :meth:`fit`, like the next two.
+            present: Bool or integer 0/1 mask ``(N, M)``, True = present.
+            masks: Step masks.
+            groups: Integer ``(N,)``, such as the number of the subject or the video: rows of one group stay in one
+                fold, so that the networks learn how strange a clean row of a *new* group looks. ``None`` = every row
+                is a group of its own.
+            rate: Probability that a row is spoilt; this and the next two as in :func:`spoil_rows`.
+            kinds: Ways to spoil.
+            snr_db: Range of the signal-to-noise ratio.
+            folds: Number of folds, at most one per group is used.
+            draws: How often each row is spoilt anew.
+            steps: Steps of Adam on 1024 examples.
+            lr: Its learning rate.
+            generator: Source of randomness; ``None`` = the global one.
+
+        Raises:
+            TypeError: If a dtype is wrong.
+            ValueError: If a shape or an argument does not fit, or a modality is present in less than two groups.
+        """
+        teaching = Teaching(rate, kinds, snr_db, folds, draws, steps, lr)
+        check_teaching(_WHERE, teaching)
+        parts = self._parts(features, present, masks)
+        if groups is not None:
+            check_integers(_WHERE, "groups", groups)
+            check_shape(_WHERE, "groups", groups, N=len(features[0]))
+        for name, (_, mask) in zip(self.names, parts, strict=True):
+            units = count_units(mask, groups)
+            if units < 2:
+                raise ValueError(f"{_WHERE}: expected features[{name!r}] present in at least two groups, got {units}")
+        for reference, head, (x, mask) in zip(self.references, self.heads, parts, strict=True):
+            assert isinstance(reference, ReferenceBuffers)
+            teach(reference, head, x, mask, groups, self.fitting, teaching, generator)
 
     def forward(
         self,
@@ -127,10 +173,7 @@ class ModalityQuality(nn.Module):
         parts = self._parts(features, present, masks)
         for reference, head, (x, mask) in zip(self.references, self.heads, parts, strict=True):
             there = mask if mask.dim() == 1 else mask.any(1)
-            odds = head(reference(x, mask)).squeeze(1)
-            with no_autocast(odds):
-                logvar = F.softplus(_BOUND * torch.tanh(widen(odds) / _BOUND))
-            columns.append(zero_missing(logvar, there))
+            columns.append(zero_missing(read_logvar(head, reference(x, mask)), there))
         return torch.stack(columns, dim=1)
 
     def _parts(
@@ -158,101 +201,3 @@ class ModalityQuality(nn.Module):
                 mask = mask & (keep[:, index] if x.dim() == 2 else keep[:, index : index + 1])
             parts.append((x, mask))
         return parts
-
-
-def _head(hidden_features: int) -> nn.Sequential:
-    last = nn.Linear(hidden_features, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(NUM_STATISTICS, hidden_features), nn.GELU(), last)
-
-
-class _ReferenceBuffers(nn.Module):
-    """A :class:`Reference` as buffers, and the usual values of its statistics."""
-
-    mean: Tensor
-    scale: Tensor
-    components: Tensor
-    variances: Tensor
-    rest: Tensor
-    rows: Tensor
-    usual: Tensor
-    spread: Tensor
-
-    def __init__(self, features: int, fitting: Fitting) -> None:
-        super().__init__()
-        size, rows = min(fitting["max_components"], max(1, features - 1)), fitting["num_rows"]
-        unfitted = Reference(
-            torch.zeros(features),
-            torch.ones(features),
-            torch.zeros(size, features),
-            torch.ones(size),
-            torch.tensor(float(features)),
-            torch.zeros(rows, features),
-        )
-        for name, value in unfitted._asdict().items():
-            self.register_buffer(name, value)
-        self.register_buffer("usual", torch.zeros(NUM_STATISTICS))
-        self.register_buffer("spread", torch.ones(NUM_STATISTICS))
-
-    def fit(self, x: Tensor, mask: Tensor, fitting: Fitting) -> None:
-        for name, value in fit_reference(x[mask], **fitting)._asdict().items():
-            getattr(self, name).copy_(value)
-        sample = mask.nonzero()[:, 0]
-        source = sample[example_rows(len(sample), fitting["num_rows"], x.device)]
-        there = (mask if mask.dim() == 1 else mask.any(1)).nonzero().squeeze(1)
-        parts = []
-        for rows in torch.split(there[:: -(-len(there) // FIT_ROWS)], _CHUNK):
-            # A sample's own examples are too near to say what is usual; a sample without others has to use them.
-            apart = source != rows.unsqueeze(1)
-            apart = apart | ~apart.any(1, keepdim=True)
-            parts.append(measure(x[rows], self._reference(), mask[rows], apart))
-        statistics = torch.cat(parts)
-        self.usual.copy_(statistics.mean(0))
-        self.spread.copy_(statistics.std(0, correction=0).clamp(min=_NARROW))
-
-    def _reference(self) -> Reference:
-        return Reference(*(getattr(self, name) for name in Reference._fields))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        statistics = novelty_statistics(x, self._reference(), mask)
-        limited = ((statistics - self.usual) / self.spread).clamp(-_LIMIT, _LIMIT)
-        return limited.to(x.dtype)
-
-
-def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""Compare log-variances with flags: binary cross-entropy of :math:`1 - e^{-\ell}` being the chance to be spoilt.
-
-    An unspoilt modality costs :math:`\ell`, a spoilt one :math:`-\log(1 - e^{-\ell})`; what is negative counts as 0.
-
-    Args:
-        logvar: Floating ``(B, M)``, as :class:`ModalityQuality` gives it.
-        spoilt: Bool or integer 0/1 ``(B, M)``, True = the modality of this row was spoilt.
-        present: Bool or integer 0/1 mask ``(B, M)``, True = present; the rest does not count.
-
-    Returns:
-        The mean over what is present, float32 (float64 for float64); 0 and attached to the graph if nothing is.
-
-    Raises:
-        TypeError: If a dtype is wrong.
-        ValueError: If a shape does not fit.
-
-    Example:
-        >>> quality_loss(torch.tensor([[0.01, 5.0]]), torch.tensor([[False, True]]))
-        tensor(0.0084)
-    """
-    where = "quality_loss"
-    check_floating(where, "logvar", logvar)
-    check_shape(where, "logvar", logvar, B=None, M=None)
-    batch, count = logvar.shape
-    check_tensor(where, "spoilt", spoilt)
-    flags = as_mask(where, "spoilt", spoilt, B=batch, M=count)
-    assert flags is not None
-    keep = as_mask(where, "present", present, B=batch, M=count)
-    with no_autocast(logvar):
-        x = widen(zero_missing(logvar, keep))
-        x = x.clamp(min=_SURELY_CLEAN)
-        loss = torch.where(flags, -torch.log(-torch.expm1(-x)), x)
-        if keep is None:
-            return loss.sum() / max(loss.numel(), 1)
-        return zero_missing(loss, keep).sum() / keep.sum().clamp(min=1)

@@ -1,18 +1,14 @@
-"""Ways to spoil a modality on purpose, for training against noise and for measuring robustness."""
+"""Ways to spoil the samples of one modality, all of them alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._checks import as_mask, check_floating, check_option, check_range, check_shape, check_tensor
-from ._precision import no_autocast, widen
-from ._random import normal_like, uniform
-from .masking import zero_missing
-
-KINDS = ("noise", "zeros", "shuffle", "scale")
+from .._checks import as_mask, check_floating, check_range, check_shape, check_tensor
+from .._precision import no_autocast, widen
+from .._random import normal_like, uniform
+from ..masking import zero_missing
 
 
 def add_noise(
@@ -150,109 +146,3 @@ def drop_frames(mask: Tensor, rate: float, *, generator: torch.Generator | None 
     assert keep is not None
     check_range("drop_frames", "rate", rate, 0.0, 1.0)
     return keep & (uniform(keep.shape, generator, keep.device) >= rate)
-
-
-class ModalityCorruption(nn.Module):
-    """Spoil whole modalities during training, without saying so: noise at a random level, or zeros.
-
-    Every modality of every sample is spoilt with probability ``rate``, in a way drawn uniformly from ``kinds``. Train
-    with the spoilt inputs, and hand the clean ones to the model as ``targets``: what differs was spoilt. In eval mode
-    nothing changes and nothing is drawn. Where a sample is spoilt its absent entries become zero; elsewhere they stay.
-
-    Args:
-        rate: Probability in [0, 1] that a modality of a sample is spoilt.
-        kinds: One or more of ``"noise"`` (:func:`add_noise`, its ratio uniform in ``snr_db``), ``"zeros"``,
-            ``"shuffle"`` (:func:`shuffle_rows`; steps that the other sample lacks are zero) and ``"scale"``
-            (:func:`scale_rows` up to 20 dB).
-        snr_db: Lowest and highest signal-to-noise ratio in dB.
-
-    Raises:
-        TypeError: If a number is none.
-        ValueError: If an argument is out of range.
-
-    Example:
-        >>> corruption = ModalityCorruption(1.0, kinds=["zeros"])
-        >>> corruption({"audio": torch.ones(2, 3)})["audio"].sum()
-        tensor(0.)
-    """
-
-    def __init__(
-        self,
-        rate: float,
-        *,
-        kinds: Sequence[str] = ("noise", "zeros"),
-        snr_db: tuple[float, float] = (-20.0, 15.0),
-    ) -> None:
-        super().__init__()
-        where = "ModalityCorruption"
-        check_range(where, "rate", rate, 0.0, 1.0)
-        for kind in kinds:
-            check_option(where, "kinds", kind, KINDS)
-        if not kinds:
-            raise ValueError(f"{where}: expected kinds with at least one of {', '.join(KINDS)}, got none")
-        low, high = snr_db
-        check_range(where, "snr_db[0]", low)
-        check_range(where, "snr_db[1]", high, low)
-        self.rate, self.kinds, self.snr_db = rate, tuple(kinds), (low, high)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"rate={self.rate}, kinds={self.kinds}, snr_db={self.snr_db}"
-
-    def forward(
-        self,
-        inputs: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Spoil what a batch holds.
-
-        Args:
-            inputs: By name, floating ``(B, D)`` or ``(B, T, D)``.
-            masks: By name, bool or integer 0/1 masks, True = present: ``(B,)`` for samples, ``(B, T)`` for steps. A
-                modality without a mask is present everywhere.
-            generator: Source of randomness; ``None`` = the global one.
-
-        Raises:
-            TypeError: If an input is not floating, or a mask neither bool nor integer.
-            ValueError: If a mask does not fit, or its name is not in ``inputs``.
-        """
-        where, given = "ModalityCorruption", masks or {}
-        for name in given:
-            check_option(where, "the keys of masks", name, inputs)
-        keep = {}
-        for name, x in inputs.items():
-            check_floating(where, f"inputs[{name!r}]", x)
-            mask = given.get(name)
-            steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
-            sizes = {"B": x.shape[0], "T": x.shape[1]} if steps else {"B": x.shape[0]}
-            keep[name] = as_mask(where, f"masks[{name!r}]", mask, **sizes)
-        if not self.training or self.rate == 0.0:
-            return dict(inputs)
-        return {name: self._spoil(x, keep[name], generator) for name, x in inputs.items()}
-
-    def _spoil(self, x: Tensor, keep: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        draws = uniform((2, x.shape[0]), generator, x.device)
-        # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
-        choice = draws[0] / self.rate * len(self.kinds)
-        low, high = self.snr_db
-        spoilt = x
-        for index, kind in enumerate(self.kinds):
-            chosen = ((choice >= index) & (choice < index + 1)).reshape((-1,) + (1,) * (x.dim() - 1))
-            other = _spoilt(kind, x, low + (high - low) * draws[1], keep, generator)
-            spoilt = torch.where(chosen, other, spoilt)
-        return spoilt
-
-
-def _spoilt(kind: str, x: Tensor, snr_db: Tensor, keep: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """Spoil every sample in one way; what is absent is not read and becomes zero."""
-    if kind == "noise":
-        return add_noise(x, snr_db, keep, generator=generator)
-    if kind == "shuffle":
-        rows = keep if keep is None or keep.dim() == 1 else keep.any(1)
-        # Padding is zero before it is handed on, for the next sample may have a real step there.
-        return zero_missing(shuffle_rows(zero_missing(x, keep), rows, generator=generator), keep)
-    if kind == "scale":
-        return scale_rows(x, 20.0, keep, generator=generator)
-    return torch.zeros_like(x)
