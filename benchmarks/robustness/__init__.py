@@ -1,22 +1,34 @@
 """Robustness protocols: views of one model, one row per run, statistics, tables and pictures of all runs."""
 
+from benchmarks.robustness.calibration import (
+    Bins,
+    Outcomes,
+    bin_by_confidence,
+    calibration_scores,
+    calibration_view,
+    outcomes,
+    risk_coverage,
+    selective_accuracy,
+)
 from benchmarks.robustness.corruption import (
     CORRUPTIONS,
     CorruptedPrediction,
     Corruption,
     corrupt,
     corrupted_predictions,
+    detection_scores,
 )
 from benchmarks.robustness.metrics import (
     LOWER_IS_BETTER,
     Scores,
+    auroc,
     classification_scores,
     confusion_matrix,
     masked_mse,
     score_predictions,
 )
 from benchmarks.robustness.protocol import EvaluationSet, Evaluator, Predict, Prediction
-from benchmarks.robustness.regret import regret_view
+from benchmarks.robustness.regret import gap_view, regret_view
 from benchmarks.robustness.rows import (
     ID_COLUMNS,
     Column,
@@ -33,29 +45,40 @@ from benchmarks.robustness.statistics import Summary, bootstrap_means, compare, 
 from benchmarks.robustness.tables import difference_table, summary_table, view_table
 from benchmarks.robustness.views import (
     RATES,
+    VIEWS,
     clean_view,
     corruption_view,
     evaluate_views,
     missing_view,
     subset_view,
 )
+from benchmarks.robustness.yardsticks import auroc_table, calibration_measures, yardstick_table
 
 __all__ = [
     "CORRUPTIONS",
     "ID_COLUMNS",
     "LOWER_IS_BETTER",
     "RATES",
+    "VIEWS",
+    "Bins",
     "Column",
     "CorruptedPrediction",
     "Corruption",
     "EvaluationSet",
     "Evaluator",
+    "Outcomes",
     "Predict",
     "Prediction",
     "Scores",
     "Summary",
     "View",
+    "auroc",
+    "auroc_table",
+    "bin_by_confidence",
     "bootstrap_means",
+    "calibration_measures",
+    "calibration_scores",
+    "calibration_view",
     "classification_scores",
     "clean_view",
     "compare",
@@ -63,16 +86,21 @@ __all__ = [
     "corrupt",
     "corrupted_predictions",
     "corruption_view",
+    "detection_scores",
     "difference_table",
     "evaluate_views",
+    "gap_view",
     "masked_mse",
     "missing_view",
+    "outcomes",
     "parse_column",
     "parse_corruption",
     "read_rows",
     "regret_view",
+    "risk_coverage",
     "run_row",
     "score_predictions",
+    "selective_accuracy",
     "subset_view",
     "summarize",
     "summary_table",
@@ -80,4 +108,5 @@ __all__ = [
     "update_rows",
     "view_table",
     "write_rows",
+    "yardstick_table",
 ]

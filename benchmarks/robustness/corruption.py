@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.robustness.metrics import Scores, auroc
 from benchmarks.robustness.protocol import Evaluator, Prediction
 from mmrobust.corruption import add_noise, shuffle_rows
 
@@ -121,6 +122,25 @@ def corrupted_predictions(
             changed = masks if mask is None else {**masks, name: mask}
             prediction = evaluator.run({**features, name: spoilt}, present[rows], changed)
             yield CorruptedPrediction(index, corruption, rows, prediction)
+
+
+def detection_scores(spoilt: CorruptedPrediction, clean: Prediction) -> Scores:
+    """Measure how well the model's own std or fusion weight of a modality tells spoilt rows from the same rows clean.
+
+    Args:
+        spoilt: the answer for the K rows, the modality spoilt.
+        clean: the answer for the same rows, unspoilt.
+
+    Returns:
+        `std` and `weight`, as far as the model tells them: the area under the ROC curve, a higher std and a lower
+        weight meaning "spoilt".
+    """
+    parts = {"std": (spoilt.prediction.std, clean.std, 1), "weight": (spoilt.prediction.weights, clean.weights, -1)}
+    return {
+        name: auroc(*(sign * part[:, spoilt.modality].numpy() for part in (after, before)))
+        for name, (after, before, sign) in parts.items()
+        if after is not None and before is not None
+    }
 
 
 def mean_over_present(part: Tensor, present: Tensor, index: int) -> float:

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.robustness.metrics import LOWER_IS_BETTER
-from benchmarks.robustness.rows import Column, write_atomically
+from benchmarks.robustness.rows import Column, parse_column, write_atomically
 from benchmarks.robustness.statistics import clusters_of, summarize
 
+WIDTH = 9.0  # inches; at 110 dpi about the width of a README
 # Okabe and Ito's colours without the yellow, then two of Tol's: told apart with any colour vision. Line style and
 # marker repeat the distinction for print in grey.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#777777")
@@ -72,8 +73,41 @@ def bands(runs: pd.DataFrame, columns: list[str]) -> np.ndarray:
     return np.array([(summary.mean, summary.low, summary.high) for summary in summaries]).T
 
 
-def label_ends(axes: Axes, x: float, ends: dict[str, tuple[float, str]]) -> None:
-    """Name each line at its right end, in its colour, moving names apart where lines end close together."""
+def plot_curves(
+    frame: pd.DataFrame, columns: list[str], labels: tuple[str, str], configs: Sequence[str] | None
+) -> Figure:
+    """Draw columns of one metric against the numbers that are their arguments: a line and a band per configuration.
+
+    Args:
+        frame: rows of runs of one data set.
+        columns: the columns, from left to right.
+        labels: what stands along the two axes.
+        configs: configurations to draw; None = all.
+
+    Returns:
+        The figure.
+    """
+    places = np.array([float(parse_column(column).argument) for column in columns])
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)
+    axes = figure.add_subplot()
+    ends = {}
+    for config, look in looks(frame, configs).items():
+        mean, low, high = bands(frame[frame["config"] == config], columns)
+        axes.plot(places, mean, linewidth=1.8, markersize=4, **look)
+        axes.fill_between(places, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        ends[config] = (mean[-1], look["color"])
+    label_ends(axes, places[-1], ends, offset=0.039 * (np.ptp(places) or 1.0))
+    axes.set_xticks(places)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(caption(frame, "band: 95 % bootstrap interval over runs"), loc="left", fontsize=10)
+    tidy_axes(axes)
+    return figure
+
+
+def label_ends(axes: Axes, x: float, ends: dict[str, tuple[float, str]], *, offset: float = 0.035) -> None:
+    """Name each line at its right end, `offset` beside it, in its colour; names move apart where lines end close."""
     ends = {name: end for name, end in ends.items() if not np.isnan(end[0])}
     order = sorted(ends, key=lambda name: ends[name][0])
     low, high = axes.get_ylim()
@@ -86,7 +120,7 @@ def label_ends(axes: Axes, x: float, ends: dict[str, tuple[float, str]]) -> None
         axes.annotate(
             name,
             (x, value),
-            (x + 0.035, place),
+            (x + offset, place),
             color=color,
             va="center",
             fontsize=9,
@@ -111,6 +145,16 @@ def spread(values: np.ndarray, gap: float) -> np.ndarray:
             blocks[-1] += last
     level = [float(np.mean(block)) for block in blocks for _ in block]
     return np.array(level) + np.arange(len(values)) * gap
+
+
+def name_configs(figure: Figure, grid: np.ndarray, order: list[str]) -> None:
+    """Name every configuration that some panel shows."""
+    handles = {}
+    for axes in grid.flat:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = [name for name in order if name in handles]
+    shown = [handles[name] for name in labels]
+    figure.legend(shown, labels, loc="outside lower center", ncols=min(5, len(labels)) or 1, frameon=False, fontsize=9)
 
 
 def tidy_axes(axes: Axes) -> None:

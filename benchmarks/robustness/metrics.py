@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 Scores = dict[str, float]
 
-LOWER_IS_BETTER = frozenset({"valence_mse"})
+LOWER_IS_BETTER = frozenset({"valence_mse", "ece", "nll", "aurc"})
 MSE_SHARE = 0.25
 EMPTY_SCORES: Scores = {"rows": 0.0} | dict.fromkeys(("accuracy", "macro_f1", "weighted_f1", "combined"), float("nan"))
 
@@ -30,12 +31,17 @@ def confusion_matrix(label: NDArray[np.int64], predicted: NDArray[np.int64], cla
         >>> confusion_matrix(np.array([0, 1, 1, -1]), np.array([0, 1, 0, 1]), 2).tolist()
         [[1, 0], [1, 1]]
     """
-    if (label >= classes).any():
-        row = int(np.argmax(label >= classes))
-        raise ValueError(f"confusion_matrix: expected label below {classes} classes, got {label[row]} in row {row}")
+    check_labels("confusion_matrix", label, classes)
     known = label >= 0
     flat = label[known] * classes + predicted[known]
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+
+
+def check_labels(name: str, label: NDArray[np.int64], classes: int) -> None:
+    """Raise ValueError, in the name of the function `name`, if a label is not below `classes`."""
+    if (label >= classes).any():
+        row = int(np.argmax(label >= classes))
+        raise ValueError(f"{name}: expected label below {classes} classes, got {label[row]} in row {row}")
 
 
 def classification_scores(confusion: NDArray[np.int64]) -> Scores:
@@ -118,6 +124,29 @@ def score_predictions(
         if not np.isnan(scores["valence_mse"]):
             scores["combined"] -= MSE_SHARE * scores["valence_mse"]
     return scores
+
+
+def auroc(higher: NDArray[np.floating], lower: NDArray[np.floating]) -> float:
+    """Compute the chance that an entry of `higher` exceeds one of `lower`, ties counting half.
+
+    This is the area under the ROC curve of telling the two apart by their values alone, from the rank sum.
+
+    Args:
+        higher: (n,) floating, what should have the larger values.
+        lower: (m,) floating.
+
+    Returns:
+        The area: 1 = apart, 0.5 = no difference; NaN if either is empty or has a NaN.
+
+    Example:
+        >>> auroc(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+        0.875
+    """
+    n, m = len(higher), len(lower)
+    if not n or not m:
+        return float("nan")
+    ranks = rankdata(np.concatenate([higher, lower]))[:n]
+    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
 
 
 def average_scores(scores: list[Scores]) -> Scores:

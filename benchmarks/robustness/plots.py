@@ -12,11 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from benchmarks.robustness.drawing import bands, caption, label_ends, looks, required, tidy_axes, title_of
+from benchmarks.robustness.drawing import (
+    WIDTH,
+    bands,
+    caption,
+    looks,
+    name_configs,
+    plot_curves,
+    required,
+    tidy_axes,
+    title_of,
+)
 from benchmarks.robustness.rows import parse_column, parse_corruption
 from benchmarks.robustness.tables import select_columns
 
-WIDTH = 9.0  # inches; at 110 dpi about the width of a README
 MOST_NUMBERS = 16
 WEIGHT_TOLERANCE = 1e-3  # by how much rounding may take a share of the fusion out of 0 to 1
 
@@ -36,23 +45,8 @@ def plot_missing(frame: pd.DataFrame, score: str = "weighted_f1", configs: Seque
         ValueError: if no run has such a column.
     """
     columns = required(frame, "missing", score, select_columns(frame, "missing", score, lambda rate: rate != "mean"))
-    rates = np.array([float(parse_column(column).argument) for column in columns])
-    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1)
-    axes = figure.add_subplot()
-    ends = {}
-    for config, look in looks(frame, configs).items():
-        mean, low, high = bands(frame[frame["config"] == config], columns)
-        axes.plot(rates, mean, linewidth=1.8, markersize=4, **look)
-        axes.fill_between(rates, low, high, color=look["color"], alpha=0.12, linewidth=0)
-        ends[config] = (mean[-1], look["color"])
-    label_ends(axes, rates[-1], ends)
-    axes.set_xticks(rates)
-    axes.set_xlabel("Missing rate (probability that a modality is missing)")
-    axes.set_ylabel(title_of(score))
-    axes.set_title(caption(frame, "band: 95 % bootstrap interval over runs"), loc="left", fontsize=10)
-    tidy_axes(axes)
-    return figure
+    labels = ("Missing rate (probability that a modality is missing)", title_of(score))
+    return plot_curves(frame, columns, labels, configs)
 
 
 def plot_subsets(
@@ -147,7 +141,7 @@ def plot_corruption(
         for axes, modality in zip_longest(block.flat, modalities):
             _draw_corruption(axes, modality, frame, columns, shown)
         _share_scale(block, title_of(quantity))
-    _name_configs(figure, grid, list(names))
+    name_configs(figure, grid, list(names))
     notes = ["one modality spoilt, the model not told; noise levels are signal-to-noise ratios", *unbounded.values()]
     figure.suptitle(caption(frame, "\n".join(notes)), x=0.01, ha="left", fontsize=10)
     return figure
@@ -177,16 +171,6 @@ def _most_weight(frame: pd.DataFrame, configs: list[str]) -> pd.Series:
     columns = [str(column) for column in filter(None, map(parse_column, frame.columns)) if column.view == "weight"]
     means = frame.groupby("config", sort=False)[columns].mean().loc[configs]
     return means.T.groupby([column.partition("]")[0] for column in columns]).sum().max()
-
-
-def _name_configs(figure: Figure, grid: np.ndarray, order: list[str]) -> None:
-    """Name every configuration that some panel shows."""
-    handles = {}
-    for axes in grid.flat:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    labels = [name for name in order if name in handles]
-    shown = [handles[name] for name in labels]
-    figure.legend(shown, labels, loc="outside lower center", ncols=min(5, len(labels)) or 1, frameon=False, fontsize=9)
 
 
 def _share_scale(block: np.ndarray, title: str) -> None:

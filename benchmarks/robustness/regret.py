@@ -1,11 +1,11 @@
-"""Regret to specialists: what one robust model loses against models trained for each subset alone."""
+"""Two yardsticks made of specialists: regret (subsets) and gap (unmarked corruption)."""
 
 from __future__ import annotations
 
 import math
 
 from benchmarks.robustness.metrics import LOWER_IS_BETTER, Scores
-from benchmarks.robustness.rows import View
+from benchmarks.robustness.rows import View, parse_corruption
 
 
 def regret_view(robust: View, specialists: View) -> View:
@@ -52,10 +52,61 @@ def _regret(subset: str, robust: Scores, specialist: Scores) -> Scores:
     if robust.get("rows") != specialist.get("rows"):
         rows = f"{robust.get('rows')} and {specialist.get('rows')}"
         raise ValueError(f"regret_view: expected the same rows for both models in subset {subset}, got {rows}")
+    return _advantage(specialist, robust)
+
+
+def gap_view(corrupt_view: View, specialists: View) -> View:
+    """Compare the scores under unmarked corruption with those of the specialists that never see the modality.
+
+    The specialist of the other modalities is what one would use if one knew that the modality is spoilt. The gap is
+    what the model is better by: model minus specialist, the other way round for errors. Negative: it would have been
+    better never to have had the modality.
+
+    The model is scored on the samples that have the modality, the specialist on those that have any other. Where every
+    sample has every modality, these are the same; `rows` is the model's number of rows minus the specialist's.
+
+    Args:
+        corrupt_view: the model's scores by "audio:noise@0dB".
+        specialists: for each subset the scores of the model trained and selected for it alone, as in `regret_view`.
+
+    Returns:
+        The gap by the labels of `corrupt_view`; nothing for the only modality of a set.
+
+    Raises:
+        ValueError: if the specialist of the other modalities is not there.
+
+    Example:
+        >>> specialists = {"audio": {"accuracy": 0.5}, "text": {"accuracy": 0.75}, "audio+text": {"accuracy": 0.9}}
+        >>> gap_view({"audio:zeros": {"accuracy": 0.875}}, specialists)
+        {'audio:zeros': {'accuracy': 0.125}}
+    """
+    members = {frozenset(subset.split("+")): scores for subset, scores in specialists.items()}
+    modalities = frozenset().union(*members)
+    view = {}
+    for label, scores in corrupt_view.items():
+        modality = parse_corruption(label).modality
+        others = modalities - {modality}
+        if modality not in modalities or (others and others not in members):
+            expected = f"a specialist that sees all but {modality}, among all subsets"
+            raise ValueError(f"gap_view: expected {expected}, got {', '.join(specialists) or 'none'}")
+        if others:
+            view[label] = _gap(scores, members[others])
+    return view
+
+
+def _gap(model: Scores, specialist: Scores) -> Scores:
+    gap = _advantage(model, specialist)
+    if "rows" in model and "rows" in specialist:
+        gap["rows"] = model["rows"] - specialist["rows"]
+    return gap
+
+
+def _advantage(first: Scores, second: Scores) -> Scores:
+    """Compute by how much the first is better in each score that both have."""
     return {
-        name: (robust[name] - specialist[name]) * (1.0 if name in LOWER_IS_BETTER else -1.0)
-        for name in robust
-        if name != "rows" and name in specialist
+        name: (first[name] - second[name]) * (-1.0 if name in LOWER_IS_BETTER else 1.0)
+        for name in second
+        if name != "rows" and name in first
     }
 
 

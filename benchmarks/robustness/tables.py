@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,7 +13,9 @@ from benchmarks.robustness.rows import Column, parse_column, parse_corruption
 from benchmarks.robustness.statistics import Reduce, Summary, clusters_of, compare, pair_runs, summarize
 
 NOTHING = "–"
-LINES_OF = {"missing": "missing rate", "corrupt": "corruption"}  # what the lines of a view's table are; else subsets
+# What the lines of a view's table are; else subsets.
+LINES_OF = {"missing": "missing rate", **dict.fromkeys(("corrupt", "gap", "auroc"), "corruption")}
+SUMMARIES = ("mean", "worst")  # what a view has besides its arguments
 MIN_CLUSTERS = 5  # with fewer the interval covers too little: see `statistics.interval`
 
 
@@ -31,8 +33,19 @@ def select_columns(frame: pd.DataFrame, view: str, metric: str, keep: Callable[[
     return [str(c) for c in parsed if c.view == view and c.metric == metric and keep(c.argument)]
 
 
+def regret_columns(frame: pd.DataFrame, score: str) -> tuple[str, ...]:
+    """List the columns of regret, one per subset."""
+    return tuple(select_columns(frame, "regret", score, lambda label: label not in SUMMARIES))
+
+
+def gap_columns(frame: pd.DataFrame, score: str) -> tuple[str, ...]:
+    """List the columns of gaps that count: "clean" is no corruption, and no model can see that rows were shuffled."""
+    kinds = ("clean", "shuffle")
+    return tuple(select_columns(frame, "gap", score, lambda label: parse_corruption(label).kind not in kinds))
+
+
 def standard_measures(frame: pd.DataFrame, score: str = "weighted_f1", clean: str = "test") -> list[Measure]:
-    """List the measures of the summary: clean, subsets, missing rates, corruption, regret; only what the file has.
+    """List the measures of the summary, from the clean view to the ECE; only what the file has.
 
     Args:
         frame: rows of runs (`read_rows`).
@@ -40,12 +53,12 @@ def standard_measures(frame: pd.DataFrame, score: str = "weighted_f1", clean: st
         clean: name of the clean view.
 
     Returns:
-        The measures with at least one column.
+        The measures with at least one column; none if the file does not have the metric.
     """
     worst: Reduce = "highest" if score in LOWER_IS_BETTER else "lowest"
     subsets = select_columns(frame, "subset", score)
     spoilt = select_columns(frame, "corrupt", score, lambda label: parse_corruption(label).kind != "clean")
-    regret = select_columns(frame, "regret", score, lambda label: label not in ("mean", "worst"))
+    regret, gap = regret_columns(frame, score), gap_columns(frame, score)
     measures = [
         Measure("clean", (str(Column(clean, "", score)),), "mean"),
         Measure("mean over subsets", tuple(subsets), "mean"),
@@ -53,10 +66,15 @@ def standard_measures(frame: pd.DataFrame, score: str = "weighted_f1", clean: st
         Measure("mean over missing rates", (str(Column("missing", "mean", score)),), "mean"),
         Measure("mean over corruptions", tuple(spoilt), "mean"),
         Measure("worst corruption", tuple(spoilt), worst),
-        Measure("mean regret", tuple(regret), "mean"),
-        Measure("worst regret", tuple(regret), "highest"),
+        Measure("mean regret", regret, "mean"),
+        Measure("worst regret", regret, "highest"),
+        Measure("mean gap", gap, "mean"),
+        Measure("worst gap", gap, "lowest"),
     ]
-    return [measure for measure in measures if measure.columns and set(measure.columns) <= set(frame.columns)]
+    known = set(frame.columns)
+    found = [measure for measure in measures if measure.columns and known.issuperset(measure.columns)]
+    ece = Measure("ECE", (str(Column("calibration", "mean", "ece")),), "mean")  # beside any metric, not in its place
+    return [*found, ece] if found and known.issuperset(ece.columns) else found
 
 
 def summary_table(
@@ -80,7 +98,7 @@ def summary_table(
     lines = []
     for config, runs in frame.groupby("config", sort=False):
         summaries = [summarize_measure(runs, measure) for measure in measures]
-        cells = [_cell(summary, measure) for summary, measure in zip(summaries, measures, strict=True)]
+        cells = [write_cell(summary, measure) for summary, measure in zip(summaries, measures, strict=True)]
         lines.append([str(config), str(len(runs)), *cells])
     return markdown(["config", "runs", *(measure.title for measure in measures)], lines)
 
@@ -138,20 +156,50 @@ def view_table(frame: pd.DataFrame, score: str = "weighted_f1", view: str = "sub
     Args:
         frame: rows of runs of one data set.
         score: the metric.
-        view: "subset", "specialist", "regret", "missing" or "corrupt".
+        view: "subset", "specialist", "regret", "missing", "corrupt" or "gap".
 
     Returns:
         A Markdown table of mean ± standard deviation [interval], without the view's own mean and worst.
     """
-    _check_one_set(frame)
-    columns = select_columns(frame, view, score, lambda label: label not in ("mean", "worst"))
-    configs = list(frame["config"].unique())
+    return argument_table(frame, view, dict.fromkeys(map(str, frame["config"].unique()), score))
+
+
+def argument_table(
+    frame: pd.DataFrame,
+    view: str,
+    metrics: Mapping[str, str],
+    *,
+    heads: Mapping[str, str] | None = None,
+    spread: bool = True,
+) -> str:
+    """Write one line per argument of a view and one column per configuration, each with a metric of its own.
+
+    Args:
+        frame: rows of runs of one data set.
+        view: the view.
+        metrics: the metric by configuration.
+        heads: what stands over the column of a configuration; None = its name.
+        spread: write the standard deviation too.
+
+    Returns:
+        A Markdown table of mean ± standard deviation [interval], without the view's own mean and worst.
+    """
+    check_one_set(frame)
+    wanted = set(metrics.values())
+    parsed = [column for column in map(parse_column, frame.columns) if column is not None]
+    found = [c.argument for c in parsed if c.view == view and c.metric in wanted and c.argument not in SUMMARIES]
+    runs = {config: frame[frame["config"] == config] for config in metrics}
     lines = []
-    for column in columns:
-        measure = Measure(column, (column,), "mean")
-        cells = [_cell(summarize_measure(frame[frame["config"] == config], measure), measure) for config in configs]
-        lines.append([column.partition("[")[2].partition("]")[0], *cells])
-    return markdown([LINES_OF.get(view, "subset"), *map(str, configs)], lines)
+    for argument in dict.fromkeys(found):
+        columns = {config: str(Column(view, argument, metric)) for config, metric in metrics.items()}
+        cells = [_column_cell(runs[config], column, spread) for config, column in columns.items()]
+        lines.append([argument, *cells])
+    return markdown([LINES_OF.get(view, "subset"), *(metrics if heads is None else map(heads.get, metrics))], lines)
+
+
+def _column_cell(runs: pd.DataFrame, column: str, spread: bool) -> str:
+    measure = Measure(column, (column,), "mean")
+    return write_cell(summarize_measure(runs, measure), measure, spread=spread) if column in runs else NOTHING
 
 
 def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -170,7 +218,7 @@ def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def _checked(frame: pd.DataFrame, score: str, clean: str, measures: list[Measure] | None) -> list[Measure]:
-    _check_one_set(frame)
+    check_one_set(frame)
     measures = standard_measures(frame, score, clean) if measures is None else measures
     if not measures:
         found = sorted({column.metric for column in map(parse_column, frame.columns) if column})
@@ -178,18 +226,20 @@ def _checked(frame: pd.DataFrame, score: str, clean: str, measures: list[Measure
     return measures
 
 
-def _check_one_set(frame: pd.DataFrame) -> None:
+def check_one_set(frame: pd.DataFrame) -> None:
+    """Raise ValueError unless all runs are of one data set."""
     sets = list(map(str, frame["data"].unique()))
     if len(sets) != 1:
         raise ValueError(f"summary_table: expected runs of one data set, got {', '.join(sets) or 'no run'}")
 
 
-def _cell(summary: Summary, measure: Measure) -> str:
+def write_cell(summary: Summary, measure: Measure, *, spread: bool = True) -> str:
+    """Write mean ± standard deviation [interval] and, for a worst, its name; `spread` = False leaves out the second."""
     if math.isnan(summary.mean):
         return NOTHING
-    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd:.3f}"
+    sd = f" ± {summary.sd:.3f}" if spread and not math.isnan(summary.sd) else ""
     name = "" if summary.column is None else f" ({measure.columns[summary.column].partition('[')[2].partition(']')[0]})"
-    return f"{summary.mean:.3f}{spread}{_interval(summary, '.3f')}{name}"
+    return f"{summary.mean:.3f}{sd}{_interval(summary, '.3f')}{name}"
 
 
 def _difference_cell(summary: Summary) -> str:

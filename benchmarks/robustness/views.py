@@ -1,4 +1,4 @@
-"""The robustness views of one model: subsets of modalities, missing rates, unmarked corruption."""
+"""The robustness views of one model: subsets of modalities, missing rates, unmarked corruption; and all together."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.robustness.corruption import CORRUPTIONS, Corruption, corrupted_predictions, mean_over_present
+from benchmarks.robustness.calibration import calibration_view
+from benchmarks.robustness.corruption import (
+    CORRUPTIONS,
+    Corruption,
+    corrupted_predictions,
+    detection_scores,
+    mean_over_present,
+)
 from benchmarks.robustness.metrics import average_scores
 from benchmarks.robustness.protocol import EvaluationSet, Evaluator, Predict
 from benchmarks.robustness.rows import View
-from mmrobust.presence import all_presence_patterns, random_presence
+from benchmarks.robustness.subsets import subset_patterns
+from mmrobust.presence import random_presence
 
+VIEWS = ("subset", "missing", "corrupt", "calibration")
 RATES = tuple(step / 10 for step in range(10))
-MOST_MODALITIES = 8
 
 
 def clean_view(evaluator: Evaluator) -> View:
@@ -39,27 +47,9 @@ def subset_view(evaluator: Evaluator, subsets: Iterable[Sequence[str]] | None = 
     Raises:
         ValueError: if all subsets of more than 8 modalities are asked for, or a subset is empty or unknown.
     """
-    names = evaluator.modalities
     rows = torch.arange(len(evaluator.present))
-    patterns = _patterns(names, subsets)
-    view = {}
-    for pattern in patterns:
-        label = "+".join(name for name, kept in zip(names, pattern.tolist(), strict=True) if kept)
-        view[label] = evaluator.evaluate(rows, evaluator.present & pattern)
-    return view
-
-
-def _patterns(names: tuple[str, ...], subsets: Iterable[Sequence[str]] | None) -> Tensor:
-    if subsets is None:
-        if len(names) > MOST_MODALITIES:
-            limit = f"at most {MOST_MODALITIES} modalities, or named subsets"
-            raise ValueError(f"subset_view: expected {limit}, got all subsets of {len(names)} modalities")
-        return all_presence_patterns(len(names))
-    listed = [tuple(subset) for subset in subsets]
-    for subset in listed:
-        if not subset or not set(subset) <= set(names):
-            raise ValueError(f"subset_view: expected a non-empty subset of {', '.join(names)}, got {subset}")
-    return torch.tensor([[name in subset for name in names] for subset in listed], dtype=torch.bool)
+    patterns = subset_patterns(evaluator.modalities, subsets)
+    return {label: evaluator.evaluate(rows, evaluator.present & pattern) for label, pattern in patterns.items()}
 
 
 def missing_view(evaluator: Evaluator, rates: Sequence[float] = RATES, *, draws: int = 10, seed: int = 0) -> View:
@@ -119,10 +109,11 @@ def corruption_view(
 
     Returns:
         The views `corrupt` (scores by "audio:noise@0dB") and, as far as the model tells them, `weight` and `std`
-        (a value per modality, the spoilt one among them).
+        (a value per modality, the spoilt one among them) and `auroc` (`detection_scores`; not of "clean").
     """
-    views: dict[str, View] = {"corrupt": {}, "weight": {}, "std": {}}
-    for modality, corruption, rows, prediction in corrupted_predictions(evaluator, corruptions, seed=seed):
+    views: dict[str, View] = {"corrupt": {}, "weight": {}, "std": {}, "auroc": {}}
+    for answer in corrupted_predictions(evaluator, corruptions, seed=seed):
+        modality, corruption, rows, prediction = answer
         label = f"{evaluator.modalities[modality]}:{'clean' if corruption is None else corruption.label}"
         views["corrupt"][label] = evaluator.score(prediction, rows)
         present = evaluator.present[rows]
@@ -131,6 +122,10 @@ def corruption_view(
                 views[name][label] = {
                     other: mean_over_present(part, present, index) for index, other in enumerate(evaluator.modalities)
                 }
+        if corruption is None:
+            clean = prediction
+        elif found := detection_scores(answer, clean):
+            views["auroc"][label] = found
     return {name: view for name, view in views.items() if view}
 
 
@@ -139,7 +134,7 @@ def evaluate_views(
     data: EvaluationSet,
     *,
     clean: str = "test",
-    views: Sequence[str] = ("subset", "missing", "corrupt"),
+    views: Sequence[str] = VIEWS,
     subsets: Iterable[Sequence[str]] | None = None,
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     draws: int = 10,
@@ -152,7 +147,7 @@ def evaluate_views(
         predict: the model as a function, in evaluation mode.
         data: the set.
         clean: name of the clean view, such as the name of the split.
-        views: the robustness views wanted.
+        views: the robustness views wanted, among "subset", "missing", "corrupt" and "calibration".
         subsets: as in `subset_view`.
         corruptions: as in `corruption_view`.
         draws: draws per missing rate.
@@ -165,9 +160,9 @@ def evaluate_views(
     Raises:
         ValueError: if a view is unknown.
     """
-    known = ("subset", "missing", "corrupt")
-    if not set(views) <= set(known):
-        raise ValueError(f"evaluate_views: expected views among {', '.join(known)}, got {', '.join(views)}")
+    if not set(views) <= set(VIEWS):
+        raise ValueError(f"evaluate_views: expected views among {', '.join(VIEWS)}, got {', '.join(views)}")
+    subsets = None if subsets is None else list(subsets)
     evaluator = Evaluator(predict, data, batch_size=batch_size)
     result = {clean: clean_view(evaluator)}
     if "subset" in views:
@@ -176,4 +171,6 @@ def evaluate_views(
         result["missing"] = missing_view(evaluator, draws=draws, seed=seed)
     if "corrupt" in views:
         result |= corruption_view(evaluator, corruptions, seed=seed)
+    if "calibration" in views:
+        result |= calibration_view(evaluator, subsets)
     return result

@@ -228,7 +228,8 @@ def test_row_of_all_views_has_stable_names() -> None:
         "std[b:shuffle].c",
     }
     assert wanted <= row.keys()
-    assert len(row) == 6 * (1 + 7 + 11 + 24) + 24 * 3 * 2
+    # Scores; weight and std; AUROC of both; calibration and mean; reliability; selective accuracy.
+    assert len(row) == 6 * (1 + 7 + 11 + 24) + 24 * 3 * 2 + 21 * 2 + 3 * 8 + 3 * 7 * 10 + 6
     assert list(row) == list(run_row(evaluate_views(Recorder(), data, draws=2)))
     only = evaluate_views(Recorder(), data, clean="val", views=["subset"])
     assert list(only) == ["val", "subset"]
@@ -266,7 +267,7 @@ def test_wrong_sets_are_refused() -> None:
         Evaluator(Recorder(), Toy({"a+b": data.features["a"]}, data.present[:, :1], data.label))
     with pytest.raises(ValueError, match="at least one row and one modality, got 0 and 3"):
         Evaluator(Recorder(), toy(0))
-    with pytest.raises(ValueError, match="views among subset, missing, corrupt, got all"):
+    with pytest.raises(ValueError, match="views among subset, missing, corrupt, calibration, got all"):
         evaluate_views(Recorder(), data, views=["all"])
 
 
