@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ._checks import check_floating, check_integers, check_range, check_shape
 from ._precision import no_autocast, widen
+from .masking import zero_missing
 
 _COLDEST, _HOTTEST = 1e-2, 1e2
 _HALVINGS = 40  # of the logarithm of 1e4: to float32's last digit
@@ -28,7 +29,8 @@ def fit_temperature(logits: Tensor, target: Tensor, *, ignore_index: int = -100)
         ignore_index: Rows with this label do not count.
 
     Returns:
-        A scalar in [0.01, 100], float32 (float64 for float64), without gradient; 1 if no row counts.
+        A scalar in [0.01, 100], float32 (float64 for float64), without gradient; 1 if every temperature is as good,
+        because no row counts or none prefers a class; NaN if a logit that counts is.
 
     Raises:
         TypeError: If a dtype is wrong.
@@ -47,18 +49,19 @@ def fit_temperature(logits: Tensor, target: Tensor, *, ignore_index: int = -100)
     check_integers(where, "target", target)
     check_shape(where, "target", target, N=logits.shape[0])
     with no_autocast(logits), torch.no_grad():
-        x, keep = widen(logits).clamp(-_NO_LOGIT, _NO_LOGIT), target != ignore_index
-        label = torch.where(keep, target, 0).long().unsqueeze(1)
-        x = torch.where(keep.unsqueeze(1), x, 0.0)
+        x, label = widen(logits).clamp(-_NO_LOGIT, _NO_LOGIT), target.long()
+        x = zero_missing(x, label != ignore_index)
+        label = zero_missing(label, label != ignore_index).unsqueeze(1)
         x = x - x.gather(1, label) if x.shape[1] else x  # relative to the right class, whose logit becomes 0
-        low = x.new_tensor(math.log(_COLDEST))
-        high = x.new_tensor(math.log(_HOTTEST))
+        low = x.new_full((), math.log(_COLDEST))
+        high = x.new_full((), math.log(_HOTTEST))
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             # The slope in beta: positive where the wrong classes still weigh too much, so that it must be hotter.
             hotter = (torch.softmax(x / middle.exp(), dim=1) * x).sum() > 0
             low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
-        return torch.where(keep.any(), ((low + high) / 2).exp(), 1.0)
+        found = ((low + high) / 2).exp().clamp(_COLDEST, _HOTTEST)
+        return torch.where(x.isnan().any(), torch.nan, torch.where((x != 0).any(), found, 1.0))
 
 
 class TemperatureScaling(nn.Module):

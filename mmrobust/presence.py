@@ -74,9 +74,13 @@ def all_presence_patterns(modalities: int) -> Tensor:
     """
     check_size("all_presence_patterns", "modalities", modalities)
     check_range("all_presence_patterns", "modalities", modalities, 1, 16)
-    codes = sorted(range(1, 2**modalities), key=lambda code: (-code.bit_count(), -code))
-    bits = torch.arange(modalities - 1, -1, -1)
-    return (torch.tensor(codes).unsqueeze(1) >> bits) % 2 == 1
+    return _patterns(modalities, None)
+
+
+def _patterns(modalities: int, device: torch.device | None) -> Tensor:
+    bits = torch.arange(modalities - 1, -1, -1, device=device)
+    subsets = (torch.arange(2**modalities - 1, 0, -1, device=device).unsqueeze(1) >> bits) % 2 == 1
+    return subsets[subsets.sum(1).argsort(descending=True, stable=True)]
 
 
 def random_presence(
@@ -153,8 +157,9 @@ def presence_views(present: Tensor, count: int, *, generator: torch.Generator | 
     """
     keep = as_mask("presence_views", "present", present, B=None, M=None)
     assert keep is not None
+    check_range("presence_views", "the modalities of present", keep.shape[1], 1, 16)
     check_size("presence_views", "count", count, 0)
-    subsets = all_presence_patterns(keep.shape[1])[1:].to(keep.device)
+    subsets = _patterns(keep.shape[1], keep.device)[1:]
     if count < len(subsets):
         subsets = subsets[uniform((len(subsets),), generator, keep.device).argsort()[:count]]
     views = keep & subsets.unsqueeze(1)

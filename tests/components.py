@@ -13,17 +13,31 @@ from typing import Any
 import pytest
 
 from tests.contract import Row
-from tests.rows import attention, encoders, fusion, losses, masking, models, presence, quality, variational
+from tests.rows import (
+    attention,
+    calibration,
+    corruption,
+    encoders,
+    fusion,
+    losses,
+    masking,
+    models,
+    presence,
+    quality,
+    variational,
+)
 
 ROWS: tuple[Row, ...] = (
     *masking.ROWS,
     *presence.ROWS,
+    *corruption.ROWS,
     *quality.ROWS,
     *encoders.ROWS,
     *fusion.ROWS,
     *attention.ROWS,
     *losses.ROWS,
     *variational.ROWS,
+    *calibration.ROWS,
     *models.ROWS,
 )
 
@@ -94,7 +108,7 @@ REASONS: dict[str, Reason] = {
         lambda row: row.integer,
     ),
     "detached": Reason(
-        "compares its input with data and has no parameters: it passes no gradient on, on purpose",
+        "measures its input and has no parameters: it passes no gradient on, on purpose",
         frozenset({"gradcheck"}),
         lambda row: row.detached,
     ),

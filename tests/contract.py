@@ -7,6 +7,7 @@ are a dict whose values are tensors, sequences or mappings of tensors, or None: 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ class Row:
     detached: bool = False  # passes no gradient on at all: fixed arguments, no parameters
     fits: bool = False  # is called once on a training set, and not inside of a model
     smallest: int = 0  # batches below this raise ValueError
-    per_row: bool = True  # dimension 0 of every output but the scalars is the batch
+    per_row: bool = True  # dimension 0 of every output but the scalars is the batch, or the one that is named next
+    batch_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of arguments, and of all outputs as "out"
+    unlabelled: float = 0.0  # the value of every output when no label counts
     stochastic: bool = False  # draws random numbers in training
     extremes: Mapping[str, Callable[[Inputs], Inputs]] = dataclasses.field(default_factory=dict)
     modality_axis: Mapping[str, int] | None = None  # equivariance: axis of M in arguments and outputs
@@ -78,6 +81,10 @@ class Row:
     def public(self) -> str:
         return self.name.split("[")[0]
 
+    def axis(self, argument: str) -> int:
+        """Return the dimension of the batch in an argument, or in the outputs for ``"out"``."""
+        return self.batch_axis.get(argument, 0)
+
     def __repr__(self) -> str:
         return self.name
 
@@ -91,6 +98,15 @@ def tree_map(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return [tree_map(fn, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
     return tree
+
+
+def along_batch(row: Row, fn: Callable[[Tensor, int], Tensor], inputs: Inputs) -> Inputs:
+    """Apply ``fn`` to every tensor and the dimension of its batch."""
+    return {name: tree_map(functools.partial(_swapped, fn, row.axis(name)), value) for name, value in inputs.items()}
+
+
+def _swapped(fn: Callable[[Tensor, int], Tensor], axis: int, x: Tensor) -> Tensor:
+    return fn(x, axis)
 
 
 def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -78,13 +78,13 @@ def test_inductor(row: Row) -> None:
         _same(row, module, compiled, draw(row, Size(batch=batch), torch.float32), tolerance=2e-5)
 
 
-def _shapes(value: Any, batch: Any) -> Any:
-    """Mark dimension 0 of every tensor as the batch."""
+def _shapes(value: Any, batch: Any, axis: int = 0) -> Any:
+    """Mark the batch dimension of every tensor."""
     if isinstance(value, dict):
-        return {key: _shapes(part, batch) for key, part in value.items()}
+        return {key: _shapes(part, batch, axis) for key, part in value.items()}
     if isinstance(value, list):
-        return [_shapes(part, batch) for part in value]
-    return {0: batch} if isinstance(value, torch.Tensor) else None
+        return [_shapes(part, batch, axis) for part in value]
+    return {axis: batch} if isinstance(value, torch.Tensor) else None
 
 
 class _Positional(nn.Module):
@@ -103,7 +103,7 @@ def test_exports_with_dynamic_batch(row: Row) -> None:
     """torch.export with a dynamic batch dimension; the program serves other batch sizes."""
     module, inputs = make(row), draw(row, Size(batch=11))
     batch = torch.export.Dim("batch", min=2, max=1024)
-    shapes = {"args": tuple(_shapes(value, batch) for value in inputs.values())}
+    shapes = {"args": tuple(_shapes(value, batch, row.axis(key)) for key, value in inputs.items())}
     positional = _Positional(module, tuple(inputs))
     program = torch.export.export(positional, tuple(inputs.values()), dynamic_shapes=shapes).module()
     for size in (5, 2, 9):

@@ -11,6 +11,7 @@ from tests.components import contract
 from tests.contract import (
     Row,
     Size,
+    along_batch,
     assert_close,
     assert_equal,
     assert_finite,
@@ -97,11 +98,13 @@ def test_rows_are_independent(row: Row) -> None:
     module, inputs = make(row), draw(row, Size(batch=5))
     whole = call(module, inputs)
     for index in range(5):
-        single = {key: tree_map(lambda x, i=index: x[i : i + 1], value) for key, value in inputs.items()}
-        alone = call(module, single)
+        alone = call(module, along_batch(row, lambda x, axis, i=index: x.narrow(axis, i, 1), inputs))
         names = [name for name in whole if name not in row.scalars]
         assert_close(
-            {n: alone[n] for n in names}, {n: whole[n][index : index + 1] for n in names}, rtol=1e-11, atol=1e-11
+            {n: alone[n] for n in names},
+            {n: whole[n].narrow(row.axis("out"), index, 1) for n in names},
+            rtol=1e-11,
+            atol=1e-11,
         )
 
 
@@ -109,8 +112,9 @@ def test_rows_are_independent(row: Row) -> None:
 def test_batch_order_does_not_matter(row: Row) -> None:
     module, inputs = make(row), draw(row, Size(batch=6))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    got = call(module, {key: tree_map(lambda x: x[order], value) for key, value in inputs.items()})
-    want = {k: v[order] if v.dim() and row.per_row else v for k, v in call(module, inputs).items()}
+    got = call(module, along_batch(row, lambda x, axis: x.index_select(axis, order), inputs))
+    axis = row.axis("out")
+    want = {k: v.index_select(axis, order) if v.dim() and row.per_row else v for k, v in call(module, inputs).items()}
     assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
@@ -129,7 +133,7 @@ def test_batch_sizes(row: Row, batch: int, training: bool) -> None:
     assert_finite(grads)
     for name, out in outputs.items():
         if row.per_row and name not in row.scalars:
-            assert out.shape[0] == batch, f"{name}: {tuple(out.shape)}"
+            assert out.shape[row.axis("out")] == batch, f"{name}: {tuple(out.shape)}"
 
 
 @contract("modality-counts")
@@ -210,7 +214,11 @@ def test_strided_inputs(row: Row) -> None:
 def test_expanded_inputs(row: Row) -> None:
     """Inputs that share memory between rows give what copies give: nothing is written in place."""
     module, inputs = make(row), draw(row)
-    shared = {key: tree_map(lambda x: x[-1:].expand(3, *x.shape[1:]), value) for key, value in inputs.items()}
+
+    def thrice(x: torch.Tensor, axis: int) -> torch.Tensor:
+        return x.narrow(axis, -1, 1).expand(*x.shape[:axis], 3, *x.shape[axis + 1 :])
+
+    shared = along_batch(row, thrice, inputs)
     copies = {key: tree_map(lambda x: x.contiguous().clone(), value) for key, value in shared.items()}
     assert_close(call(module, shared), call(module, copies), rtol=1e-12, atol=1e-12)
 

@@ -140,4 +140,5 @@ def test_label_degeneracies(row: Row) -> None:
         assert_finite(outputs, label)
         assert_finite(grads, label)
         if label == "none":
-            assert not any(value.any() for value in [*outputs.values(), *grads.values()])
+            assert all((value == row.unlabelled).all() for value in outputs.values())
+            assert not any(value.any() for value in grads.values())

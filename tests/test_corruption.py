@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from mmrobust import ModalityCorruption, add_noise
-from tests.references import quality as reference
+from tests.references import corruption as reference
 
 KINDS = ("noise", "zeros", "shuffle", "scale")
 
@@ -111,7 +111,7 @@ class TestModalityCorruption:
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(x["a"], before)
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", [*KINDS, "replace"])
     @pytest.mark.parametrize("steps", [False, True], ids=["samples", "steps"])
     def test_what_is_absent_reaches_nothing_real(self, kind: str, steps: bool) -> None:
         """NaN under the mask: the rest is as with zeros there; spoilt samples are zero there, others keep the NaN."""

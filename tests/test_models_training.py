@@ -30,8 +30,9 @@ from tests.test_models import BOTH, SIZES, _attention, _batch, _variational
             {"reconstruct_from": "own", "quality": "replace", "quality_weight": 0.7},
             {"kind": "mean", "quality": "replace", "quality_weight": 0.7},
         ),
+        ("[views]", {"contrastive_weight": 0.2}, {"heads": 2, "contrastive_weight": 0.2}),
     ],
-    ids=["contrastive", "sequences-fused", "sequences-own", "published", "quality"],
+    ids=["contrastive", "sequences-fused", "sequences-own", "published", "quality", "views"],
 )
 def test_training_loss_equals_the_reference(label: str, options: dict[str, Any], given: dict[str, Any]) -> None:
     """KL, denoising reconstruction, KL between modalities and contrast, with the very noise that the model drew."""
@@ -44,7 +45,7 @@ def test_training_loss_equals_the_reference(label: str, options: dict[str, Any],
     torch.manual_seed(1)
     extra = {"weighting": "softmax_inverse_std", "logvar_bound": "clamp", "latent_reduction": "sum"}
     extra |= {"symmetric_cross_kl": False, "absence": "zero_fill", "attention": "per_modality"}
-    extra = extra if published else {"fusion": "mean", "attention": "none"} if label else {}
+    extra = extra if published else {"fusion": "mean", "attention": "none"} if label == "[sequences]" else {}
     extra |= {"reconstruct_from": "fused"} if given.get("source") else {}
     steps = ("m1",) if label == "[sequences]" else ()
     model = VariationalFusionClassifier(
@@ -59,7 +60,7 @@ def test_training_loss_equals_the_reference(label: str, options: dict[str, Any],
     torch.manual_seed(2)
     noise = torch.stack([torch.randn(5, 6, dtype=torch.float64) for _ in range(3)], dim=1)
     loss = {k: v for k, v in options.items() if k in {"kl_weight", "cross_kl_weight", "free_bits"}}
-    want = reference.variational_fusion(
+    want = (reference.variational_views if label == "[views]" else reference.variational_fusion)(
         {key: value.double().numpy() for key, value in model.state_dict().items()},
         **numpy_tree(inputs),
         noise=noise.numpy(),

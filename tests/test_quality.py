@@ -255,3 +255,40 @@ class TestModalityQuality:
         fresh.load_state_dict(torch.load(file, weights_only=True))
         assert torch.equal(fresh(x), fitted(x))
         assert fresh(x).any()
+
+
+class TestQualityLoss:
+    """Shares are flags with everything between: the reference is held to in tests/rows."""
+
+    def test_flags_are_shares_of_nothing_and_all(self) -> None:
+        logvar, flags = 3.0 * torch.rand(50, 3), torch.rand(50, 3) < 0.5
+        want = quality_loss(logvar, flags)
+        for shares in (flags.float(), flags.double(), flags.bfloat16()):
+            torch.testing.assert_close(quality_loss(logvar, shares), want)
+
+    def test_it_is_least_where_the_precision_is_the_share_of_signal(self) -> None:
+        precision = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+        for share in (0.1, 0.5, 0.87):
+            losses = [quality_loss(-p.log().reshape(1, 1), torch.full((1, 1), share)) for p in precision]
+            assert abs(float(precision[int(torch.stack(losses).argmin())]) - (1 - share)) < 0.006
+
+    def test_no_gradient_reaches_a_share(self) -> None:
+        logvar, share = torch.rand(4, 2, requires_grad=True), torch.rand(4, 2, requires_grad=True)
+        quality_loss(logvar, share).backward()
+        assert logvar.grad.any()
+        assert share.grad is None
+
+    @pytest.mark.parametrize("share", [torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)], ids=["share", "flag"])
+    def test_what_is_wholly_spoilt_costs_nothing_at_infinity(self, share: Tensor) -> None:
+        logvar = torch.full((1, 1), torch.inf, requires_grad=True)
+        loss = quality_loss(logvar, share)
+        loss.backward()
+        assert loss == 0.0
+        assert logvar.grad == 0.0
+
+    def test_absent_shares_are_not_read(self) -> None:
+        logvar, present = torch.rand(6, 2), torch.rand(6, 2) < 0.5
+        share = torch.rand(6, 2)
+        dirty = quality_loss(logvar, torch.where(present, share, torch.nan), present)
+        assert torch.equal(dirty, quality_loss(logvar, torch.where(present, share, 0.0), present))
+        assert dirty.isfinite()

@@ -99,6 +99,52 @@ def test_a_noisy_modality_loses_weight() -> None:
     assert (published - published_spoilt).abs().max() < clean[1] - spoilt[1]
 
 
+def _low_rank(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Four classes that every modality tells, in 4 of 24 dimensions."""
+    draw, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(9)
+    label, x = torch.randint(0, 4, (count,), generator=draw), {}
+    for name in "atv":
+        centres, basis = 2.0 * torch.randn(4, 4, generator=fixed), torch.randn(4, 24, generator=fixed)
+        x[name] = (centres[label] + torch.randn(count, 4, generator=draw)) @ basis
+        x[name] = x[name] + 0.2 * torch.randn(count, 24, generator=draw)
+    return x, label
+
+
+def _train_on_clean(**options: object) -> VariationalFusionClassifier:
+    torch.manual_seed(0)
+    model = VariationalFusionClassifier(dict.fromkeys("atv", 24), 16, num_classes=4, attention="none", **options)
+    x, label = _low_rank(600, 1)
+    if model.quality is not None:
+        model.fit_quality(x, teach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(100):
+        index = torch.randint(0, 600, (64,))
+        out = model({name: value[index] for name, value in x.items()})
+        optimizer.zero_grad()
+        (F.cross_entropy(out.logits, label[index]) + out.aux_loss).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_taught_quality_takes_the_weight_of_a_noisy_modality() -> None:
+    """Trained on clean rows alone; what is spoilt in a test loses its weight, and the decision does not follow it."""
+    taught, plain = _train_on_clean(quality="replace", freeze_quality=True), _train_on_clean()
+    test, label = _low_rank(600, 2)
+    noisy, silent = add_noise(test["t"], -10.0), torch.zeros_like(test["t"])
+    right = {}
+    with torch.no_grad():
+        assert (taught(test).weights.mean(0) - 1 / 3).abs().max() < 0.05
+        for name, model in (("taught", taught), ("plain", plain)):
+            for kind, given in (("noisy", noisy), ("silent", silent), ("absent", None)):
+                out = model({"a": test["a"], "v": test["v"]} if given is None else {**test, "t": given})
+                right[name, kind] = float((out.logits.argmax(1) == label).float().mean())
+                assert given is None or (float(out.weights[:, 1].mean()) < 0.1) == (model is taught), (name, kind)
+    for kind in ("noisy", "silent"):  # as good as without it
+        assert abs(right["taught", kind] - right["taught", "absent"]) < 0.02
+    assert right["taught", "absent"] > 0.9
+    assert right["plain", "noisy"] < right["taught", "noisy"] - 0.05
+
+
 # Sequences -------------------------------------------------------------------------------------------------------
 
 

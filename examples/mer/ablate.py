@@ -18,8 +18,11 @@ from .arguments import (
     check_reference,
     check_score,
     find_config,
+    find_variant,
+    label_of,
     split_overrides,
 )
+from .build import build_model
 from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Outcome, Result, fingerprint, run_jobs
@@ -28,7 +31,6 @@ from .origin import check_free
 from .predict import list_tests
 from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
-from .task import build_model
 
 ALL = (
     "baseline",
@@ -39,6 +41,8 @@ ALL = (
     "v4_no_contrastive",
     "v4_no_gate",
     "v4_pure_vae",
+    "p_rmf",
+    "mean",
     "robust",
 )
 REFERENCE = "baseline"
@@ -51,12 +55,23 @@ def ablate_command(args: Sequence[str]) -> None:
         description=__doc__,
         epilog="All other words, such as --data.root PATH or --trainer.max_epochs 5, change every configuration.",
     )
-    parser.add_argument("--configs", nargs="+", default=list(ALL), help="names or YAML files (default: all nine)")
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=list(ALL),
+        help="names or YAML files, each also with a variant of variants.yaml, as robust:no_views (default: all eleven)",
+    )
     parser.add_argument("--data-config", help="name in configs/data or YAML file; put after each configuration")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="default: 0 1 2 3 4")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--reference", help=f"compare with this one (default: {REFERENCE}, if it is among them)")
-    parser.add_argument("--regret", action="store_true", help="also train specialists for every subset")
+    parser.add_argument("--by-seed", action="store_true", help="run each seed on one fold only, in turn")
+    parser.add_argument(
+        "--regret",
+        nargs="*",
+        metavar="CONFIG",
+        help="also train specialists for every subset, of these configurations (default: of all)",
+    )
     add_run_arguments(parser)
     parser.set_defaults(epoch_lines=0)
     own, overrides = split_overrides(args)
@@ -68,14 +83,16 @@ def ablate_command(args: Sequence[str]) -> None:
 
 def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, list[Path]]:
     """Run the jobs of the parsed arguments and report what has finished."""
-    if given.regret and "subset" not in given.views:
+    if given.regret is not None and "subset" not in given.views:
         raise ValueError("ablate: --regret needs the view 'subset'")
     check_free(given.out)
     planned, data = plan(given, overrides)
     runs = [job for job, _ in planned]
     folder, epochs = given.out / "specialists", given.specialist_epochs
     specialists = {
-        job.path: specialist_jobs(job, config, tuple(data.modalities), folder, epochs=epochs) if given.regret else {}
+        job.path: specialist_jobs(job, config, tuple(data.modalities), folder, epochs=epochs)
+        if given.regret is not None and (not given.regret or job.config in given.regret)
+        else {}
         for job, config in planned
     }
     jobs = [*runs, *(one for group in specialists.values() for one in group.values())]
@@ -97,23 +114,25 @@ Planned = tuple[Job, dict[str, Any]]
 
 def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Planned], MultimodalData]:
     """Check every configuration before the first run starts; make the jobs, each with its resolved configuration."""
-    files = [find_config(name, CONFIGS) for name in given.configs]
+    files = {label_of(name): find_variant(name) for name in given.configs}
+    if len(files) < len(given.configs):
+        raise ValueError(f"ablate: --configs: expected different names, got {', '.join(map(label_of, given.configs))}")
+    for name in given.regret or ():
+        check_reference("ablate", name, list(files), "--regret")
     shared = [find_config(given.data_config, CONFIGS / "data")] if given.data_config else []
-    names = [file.stem for file in files]
-    if len(set(names)) < len(names):
-        raise ValueError(f"ablate: --configs: expected different names, got {', '.join(names)}")
-    check_reference("ablate", given.reference, names)
+    check_reference("ablate", given.reference, list(files))
     data: MultimodalData | None = None
     jobs: list[Planned] = []
-    for file in files:
-        words = tuple(word for path in (file, *shared) for word in ("--config", str(path))) + tuple(overrides)
+    for name, (file, changes) in files.items():
+        words = tuple(word for path in (file, *shared) for word in ("--config", str(path)))
+        words = (*words, *changes, *overrides)
         # The data is read once here: its errors are the same for all.
         cli = MerCLI(words, build=data is None, trainer={"enable_progress_bar": False})
         data = cli.datamodule if data is None else data
         check_score("ablate", given.score, data)
         _check(file, cli, data, given.folds)
         label = shared[0].stem if shared else Path(data.root).stem
-        jobs += _jobs(file.stem, label, cli, given)
+        jobs += _jobs(name, label, cli, given)
     assert data is not None
     return jobs, data
 
@@ -135,7 +154,8 @@ def _jobs(name: str, label: str, cli: MerCLI, given: argparse.Namespace) -> list
     # What is run is what was checked, even if somebody edits a configuration meanwhile.
     words = ("--config", str(store_config(cli.stored, given.out / "configs" / f"{name}-{identity}.yaml")))
     jobs = []
-    for seed, fold in product(given.seeds, given.folds):
+    in_turn = [(seed, given.folds[index % len(given.folds)]) for index, seed in enumerate(given.seeds)]
+    for seed, fold in in_turn if given.by_seed else product(given.seeds, given.folds):
         path = given.out / "runs" / f"{name}-seed{seed}-fold{fold}.json"
         views, lines = tuple(given.views), given.epoch_lines
         job = Job(name, label, seed, fold, words, str(path), identity, (), views, given.draws, lines)

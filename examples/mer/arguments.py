@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
+from benchmarks.robustness import VIEWS
+
 from .data import MultimodalData
-from .predict import VIEWS, list_metrics
+from .predict import list_metrics
 from .reporting import METRICS
 
 CONFIGS = Path(__file__).parent / "configs"
+VARIANTS = CONFIGS / "variants.yaml"
 OVERRIDES = ("--data.", "--model.", "--trainer.", "--early_stopping.")
 
 
@@ -49,11 +55,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--specialist-epochs", type=count, help="epochs of a specialist (default: as the run)")
 
 
-def check_reference(command: str, reference: str | None, configs: Sequence[str]) -> None:
+def check_reference(command: str, reference: str | None, configs: Sequence[str], option: str = "--reference") -> None:
     """Raise unless `reference` is None or the name of one of the configurations."""
     if reference is not None and reference not in configs:
         names = ", ".join(dict.fromkeys(configs))
-        raise ValueError(f"{command}: --reference: expected one of {names}, got {reference!r}")
+        raise ValueError(f"{command}: {option}: expected one of {names}, got {reference!r}")
 
 
 def check_score(command: str, score: str, data: MultimodalData) -> None:
@@ -68,8 +74,26 @@ def find_config(name: str, folder: Path) -> Path:
     for path in (Path(name), folder / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml") if path != VARIANTS))
     raise FileNotFoundError(f"{name}: no such configuration; expected a YAML file or one of {known}")
+
+
+def label_of(name: str) -> str:
+    """Name a configuration given as name, file, or either with a variant: `robust:no_views` is `robust-no_views`."""
+    base, _, variant = name.partition(":")
+    return Path(base).stem + (f"-{variant}" if variant else "")
+
+
+def find_variant(name: str) -> tuple[Path, list[str]]:
+    """Find a configuration and the words that its variant, after a colon, adds to it."""
+    base, _, variant = name.partition(":")
+    if not variant:
+        return find_config(base, CONFIGS), []
+    variants = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
+    if variant not in variants:
+        raise ValueError(f"{name}: expected a variant among {', '.join(variants)}, got {variant!r}")
+    words = [word for key, value in variants[variant].items() for word in (f"--{key}", json.dumps(value))]
+    return find_config(base, CONFIGS), [word.strip('"') for word in words]
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

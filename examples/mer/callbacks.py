@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-MONITOR = "val_combined"
+MONITOR = "val_select"
 
 
 class EpochSeed(Callback):
@@ -64,7 +64,7 @@ class EpochLines(Callback):
         done = trainer.current_epoch + 1
         if trainer.progress_bar_callback is None and trainer.is_global_zero and done % self.every == 0:
             limit = "" if trainer.max_epochs in (None, -1) else f" of at most {trainer.max_epochs}"
-            score = float(trainer.callback_metrics[MONITOR])
+            score = float(trainer.callback_metrics["val_combined"])
             print(f"{self.prefix}epoch {done}{limit}, validation combined {score:.4f}", flush=True)
 
 

@@ -14,11 +14,12 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from .build import FROM_DATA
 from .callbacks import MONITOR, Checkpoints, EpochLines, EpochSeed, PatientStopping, StoreConfig
 from .checkpoints import check_fits, load_checkpoint
 from .data import DataError, MultimodalData
 from .files import atomic_file
-from .task import FROM_DATA, FusionTask
+from .task import FusionTask
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 100,

@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.robustness import VIEWS
+
 from .ablate import ablate
 from .arguments import Arguments, count
-from .predict import VIEWS
 from .reporting import show
 from .synthesize import MARKER, synthesize
 
@@ -35,7 +36,8 @@ def demo_command(args: Sequence[str]) -> None:
         seeds=given.seeds,
         folds=[0],
         reference="baseline",
-        regret=False,
+        regret=None,
+        by_seed=False,
         out=given.out / "results",
         workers=given.workers,
         threads=1,

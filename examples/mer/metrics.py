@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -37,10 +38,12 @@ class FusionMetrics(nn.Module):
     Args:
         num_classes: number of classes C.
         with_values: whether the model predicts a score beside the class.
+        value_weight: weight of its squared error in the loss.
     """
 
-    def __init__(self, num_classes: int, with_values: bool) -> None:
+    def __init__(self, num_classes: int, with_values: bool, value_weight: float = 1.0) -> None:
         super().__init__()
+        self.value_weight = value_weight
         options = {"num_classes": num_classes, "ignore_index": -1, "validate_args": False}
         self.classes = MetricCollection(
             {
@@ -51,17 +54,25 @@ class FusionMetrics(nn.Module):
         )
         self.error = MaskedSquaredError() if with_values else None
         self.broken = SumMetric()
+        self.surprise, self.rows = SumMetric(), SumMetric()
 
     def update(self, logits: Tensor, label: Tensor, values: Tensor | None = None, score: Tensor | None = None) -> None:
         """Add a batch: logits (B, C), label (B,) with -1 = none, values (B,), score (B,) with NaN = none."""
         self.classes.update(logits.float(), label)
         self.broken.update((~logits.isfinite()).sum())
+        self.surprise.update(F.cross_entropy(logits.double(), label, ignore_index=-1, reduction="sum"))
+        self.rows.update((label >= 0).sum())
         if self.error is not None and values is not None and score is not None:
             self.error.update(values, score)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics by name; `combined` is weighted F1 - 0.25 * MSE, or weighted F1 without known scores."""
+        """Return the metrics by name.
+
+        `combined` is weighted F1 - 0.25 * MSE, or weighted F1 without known scores; `loss` the cross-entropy plus the
+        weighted MSE.
+        """
         result = dict(self.classes.compute())
+        result["loss"] = (self.surprise.compute() / self.rows.compute()).float()
         result["combined"] = result["weighted_f1"]
         if self.error is not None and self.error.update_called:
             error = self.error.compute()
@@ -69,12 +80,14 @@ class FusionMetrics(nn.Module):
             # Without a known score the error is 0 / 0; a NaN of the model's own stays and is never selected.
             known = self.error.rows > 0
             result["combined"] = result["combined"] - MSE_SHARE * torch.where(known, error, 0.0)
+            result["loss"] = result["loss"] + self.value_weight * torch.where(known, error, 0.0)
         # NaN logits have an argmax too: a model that diverged must not look like one that always says class 0.
         result["combined"] = result["combined"].where(self.broken.compute() == 0, torch.nan)
         return result
 
     def reset(self) -> None:
         self.classes.reset()
-        self.broken.reset()
+        for metric in (self.broken, self.surprise, self.rows):
+            metric.reset()
         if self.error is not None:
             self.error.reset()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.robustness import Evaluator, Predict, Prediction, View, clean_view, evaluate_views
+from benchmarks.robustness import VIEWS, Evaluator, Predict, Prediction, View, clean_view, evaluate_views
 from mmrobust.masking import zero_missing
 
 from .data import MultimodalData
@@ -17,7 +17,6 @@ from .reporting import METRICS
 from .sets import MultimodalSet
 from .task import FusionTask
 
-VIEWS = ("subset", "missing", "corrupt")
 # What is said of a part without scores when the data set has them elsewhere, as the benchmark reports test3.
 ONLY_F1 = ("rows", "weighted_f1", "macro_f1")
 
@@ -62,12 +61,13 @@ def _answer(
         features = {name: _translate(x, name, shared, member.own, real[name]) for name, x in features.items()}
     device = next(task.parameters()).device
     features = {name: x.to(device) for name, x in features.items()}
-    output = task.model(features, present.to(device), {name: mask.to(device) for name, mask in masks.items()})
+    output = task.final(features, present.to(device), {name: mask.to(device) for name, mask in masks.items()})
     weights, std = output.weights, output.std
     if weights is not None and weights.dim() == 3:
         weights = weights.mean(-1)
     values = None if output.values is None else output.values[:, 0]
-    parts = (output.logits, values, weights, None if std is None else std.mean(-1))
+    logits = output.logits if task.temperature is None else task.temperature(output.logits)
+    parts = (logits, values, weights, None if std is None else std.mean(-1))
     return Prediction(*(None if part is None else part.float().cpu() for part in parts))
 
 

@@ -11,26 +11,27 @@ from torch import Tensor
 from benchmarks.robustness.corruption import Corruption, corrupt
 from mmrobust.presence import all_presence_patterns
 
+VIEWS = ("clean", "subset", "corrupt")
 SPOILT = (Corruption("noise", 0.0), Corruption("zeros"))
 MOST_SUBSETS = 15
 Batch = Mapping[str, Any]
 
 
 class Look(NamedTuple):
-    """One way to look at a validation batch.
+    """A validation batch, once or several times below each other, to be looked at in one or more ways.
 
     Attributes:
-        view: "clean", "subset" or "corrupt"; metrics are pooled within a view.
-        inputs: features by name.
+        inputs: features by name, of R * B rows.
         masks: step masks by name.
-        present: (B, M) bool.
-        rows: (B,) bool, the rows that count.
+        present: (V, R * B, M) bool, one pattern of presence for each of V views.
+        names: the V names, "clean", "subset" or "corrupt"; metrics are pooled within a name.
+        rows: (V, R * B) bool, the rows that count.
     """
 
-    view: str
     inputs: dict[str, Tensor]
     masks: dict[str, Tensor]
     present: Tensor
+    names: tuple[str, ...]
     rows: Tensor
 
 
@@ -41,21 +42,35 @@ def looks(batch: Batch, views: tuple[str, ...], seed: int) -> Iterator[Look]:
     `seed` alone, so that every epoch is measured on the same rows.
     """
     inputs, masks, present = dict(batch["inputs"]), dict(batch.get("masks") or {}), batch["present"]
-    rows = torch.ones(len(present), dtype=torch.bool, device=present.device)
-    if "clean" in views:
-        yield Look("clean", inputs, masks, present, rows)
-    if "subset" in views:
-        for pattern in _patterns(present.shape[1]).to(present.device):
-            left = present & pattern
-            yield Look("subset", inputs, masks, left, left.any(1) & (left != present).any(1))
+    patterns = _patterns(present.shape[1]).to(present.device)
+    left = torch.cat([present[None], present & patterns.unsqueeze(1)])
+    rows = left.any(-1) & (left != present).any(-1)
+    rows[0] = True
+    wanted = torch.tensor(["clean" in views, *["subset" in views] * len(patterns)], device=rows.device)
+    if wanted.any():
+        names = [
+            name for name, keep in zip(["clean", *["subset"] * len(patterns)], wanted.tolist(), strict=True) if keep
+        ]
+        yield Look(inputs, masks, left[wanted], tuple(names), rows[wanted])
     if "corrupt" in views:
-        for index, name in enumerate(inputs):
-            for corruption in SPOILT:
-                generator = torch.Generator().manual_seed(seed)
-                mask = masks.get(name)
-                x, mask = corrupt(inputs[name].cpu(), None if mask is None else mask.cpu(), corruption, generator)
-                spoilt = {**inputs, name: x.to(inputs[name].device)}
-                yield Look("corrupt", spoilt, masks, present, present[:, index])
+        yield _spoilt(inputs, masks, present, seed)
+
+
+def _spoilt(inputs: dict[str, Tensor], masks: dict[str, Tensor], present: Tensor, seed: int) -> Look:
+    """Put the batch below itself once for every modality and every way to spoil it."""
+    times, found, steps, rows = len(inputs) * len(SPOILT), {}, {}, []
+    for name, x in inputs.items():
+        found[name] = x.repeat(times, *[1] * (x.dim() - 1))
+        if name in masks:
+            steps[name] = masks[name].repeat(times, 1)
+    for index, name in enumerate(inputs):
+        for number, corruption in enumerate(SPOILT):
+            generator, mask = torch.Generator().manual_seed(seed), masks.get(name)
+            x, _ = corrupt(inputs[name].cpu(), None if mask is None else mask.cpu(), corruption, generator)
+            start = (index * len(SPOILT) + number) * len(present)
+            found[name][start : start + len(present)] = x.to(inputs[name].device)
+            rows.append(present[:, index])
+    return Look(found, steps, present.repeat(times, 1)[None], ("corrupt",), torch.cat(rows)[None])
 
 
 def _patterns(modalities: int) -> Tensor:

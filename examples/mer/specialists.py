@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.robustness import View, regret_view, score_predictions
+from benchmarks.robustness import View, gap_view, regret_view, score_predictions
 from benchmarks.robustness.metrics import EMPTY_SCORES, average_scores
 
 from .jobs import Job, Result
@@ -28,7 +28,8 @@ def specialist_jobs(
     """Make the jobs of a run's specialists.
 
     A specialist has the family, settings, seed, fold and (unless `epochs` says less) the budget of the run. Only its
-    modality dropout is off: what it will be tested on is all it ever sees.
+    modality dropout and its views of fewer modalities are off, and it is selected by clean rows: what it will be tested
+    on is all it ever sees.
 
     Args:
         run: the job whose regret is wanted.
@@ -40,8 +41,11 @@ def specialist_jobs(
     Returns:
         The jobs by subset, names joined by "+".
     """
-    options = config["model"]["options"] or {}
-    changes = ["--model.options.modality_dropout", "0.0"] if options.get("modality_dropout") else []
+    changes = ["--model.selection", "[clean]"] if config["model"].get("selection") else []
+    if (config["model"]["options"] or {}).get("modality_dropout"):
+        changes += ["--model.options.modality_dropout", "0.0"]
+    if config["model"].get("views"):
+        changes += ["--model.views", "0"]
     if epochs is not None:
         changes += ["--trainer.max_epochs", str(epochs)]
     jobs = {}
@@ -70,13 +74,13 @@ def describe_specialists(results: Iterable[Result], *, seeds: int = 1, epochs: i
     span = " to ".join(map(str, dict.fromkeys((min(trained), max(trained)))))
     limit = "as many epochs as the run" if epochs is None else f"{epochs} epochs (`--specialist-epochs`)"
     return (
-        f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run, modality "
-        f"dropout off; at most {limit}, {span} were trained."
+        f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run, without "
+        f"modality dropout and views of fewer modalities, selected by that subset's validation rows; at most {limit}, {span} were trained."
     )
 
 
 def add_regret(views: dict[str, View], specialists: Mapping[str, Sequence[Sequence[Result]]]) -> None:
-    """Add the views `specialist` and `regret` to the views of a run.
+    """Add the views `specialist`, `regret` and, for unmarked corruption, `gap` to the views of a run.
 
     Args:
         views: the views of the run, with the subset view.
@@ -88,6 +92,8 @@ def add_regret(views: dict[str, View], specialists: Mapping[str, Sequence[Sequen
         for name, seeds in specialists.items()
     }
     views["regret"] = regret_view(views["subset"], views["specialist"])
+    if "corrupt" in views:
+        views["gap"] = gap_view(views["corrupt"], views["specialist"])
 
 
 def _score(answers: Sequence[dict[str, Any]]) -> dict[str, float]:

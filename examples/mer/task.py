@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mmrobust.calibration import TemperatureScaling
 from mmrobust.corruption import ModalityCorruption
-from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
-from mmrobust.models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
+from mmrobust.models import FusionClassifierOutput
+from mmrobust.presence import presence_views
 
+from .average import AveragedModel
+from .build import build_loss, build_model, check_choice, check_number
 from .metrics import FusionMetrics
-from .selection import looks
+from .selection import VIEWS, Look, looks
 
-FAMILIES: dict[str, type[nn.Module]] = {
-    "attention": AttentionFusionClassifier,
-    "variational": VariationalFusionClassifier,
-}
-LOSSES: dict[str, type[nn.Module]] = {
-    "cross_entropy": LabelSmoothingCrossEntropy,
-    "focal": FocalLoss,
-    "label_smoothing": LabelSmoothingCrossEntropy,
-    "focal_label_smoothing": FocalLabelSmoothingLoss,
-}
-# What the data decides: never an option of a config.
-FROM_DATA = frozenset({"in_features", "num_classes", "num_values", "sequences"})
 Batch = dict[str, Any]
 
 
@@ -37,8 +27,8 @@ class FusionTask(LightningModule):
 
     The loss is the classification loss, plus `value_weight` times the mean squared error of the score over the rows
     that have one, plus the model's own auxiliary loss. Selection, early stopping and the learning rate follow
-    `val_combined`, the validation value of weighted F1 - 0.25 * MSE (weighted F1 where the data has no score), or the
-    mean of it over several views of the validation rows, see `selection`.
+    `val_select`, a mean over the views of the validation rows in `selection`: of weighted F1 - 0.25 * MSE (weighted F1
+    where the data has no score), or of the likelihood, see `select_by`.
 
     Args:
         family: which assembled model, "attention" or "variational".
@@ -56,6 +46,19 @@ class FusionTask(LightningModule):
         corruption_snr_db: the lowest and highest signal-to-noise ratio of its noise.
         selection: the views of the validation rows that count: "clean", "subset" (other subsets of the modalities) and
             "corrupt" (one modality replaced by zeros or under noise at 0 dB).
+        select_by: "combined", or "likelihood": the negative of what training minimises, cross-entropy and
+            `value_weight` times the squared error. It tells neighbouring epochs apart with less noise than F1.
+        views: number of subsets of the modalities that each training batch is also classified by, all from one
+            encoding; 0 = none. Instead of modality dropout, and only for the variational family.
+        full_weight: share of the batch as it is in the loss, the subsets share the rest; with `views`.
+        teach_quality: whether the model's quality networks learn before the training, on spoilt training rows; groups
+            of the data stay together.
+        average: decay of a moving average of the weights, which is what is validated, selected and tested; 0 = none.
+            It forgets faster in the first steps.
+        consistency: weight of the KL divergence between what the moving average says of a complete, unspoilt sample and
+            what the model says of it in every view, at temperature 2.
+        calibrate: whether logits are divided by the temperature that fits the validation rows, in every view of
+            `selection` but "corrupt".
         optimizer: "adamw", or "adam" (weight decay added to the gradient) as in the benchmark.
         lr: learning rate.
         weight_decay: weight decay.
@@ -82,6 +85,13 @@ class FusionTask(LightningModule):
         corruption_kinds: list[str] | None = None,
         corruption_snr_db: tuple[float, float] = (-20.0, 15.0),
         selection: list[Literal["clean", "subset", "corrupt"]] | None = None,
+        select_by: Literal["combined", "likelihood"] = "combined",
+        views: int = 0,
+        full_weight: float = 0.5,
+        teach_quality: bool = False,
+        average: float = 0.0,
+        consistency: float = 0.0,
+        calibrate: bool = False,
         optimizer: Literal["adamw", "adam"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
@@ -97,39 +107,115 @@ class FusionTask(LightningModule):
         self.classification_loss = build_loss(loss, loss_options)
         self.selection = tuple(selection or ["clean"])
         for view in self.selection:
-            check_choice("model.selection", view, dict.fromkeys(("clean", "subset", "corrupt")))
-        self.metrics = nn.ModuleDict({view: FusionMetrics(num_classes, num_values > 0) for view in self.selection})
-        self.value_weight = value_weight
+            check_choice("model.selection", view, dict.fromkeys(VIEWS))
+        check_choice("model.select_by", select_by, dict.fromkeys(("combined", "likelihood")))
+        check_number("model.views", views, 0, float("inf"))
+        check_number("model.full_weight", full_weight, 0.0, 1.0)
+        check_number("model.average", average, 0.0, 1.0)
+        if views and family != "variational":
+            raise ValueError(f"model.views: expected 0 with family {family}, got {views}")
+        self.metrics = nn.ModuleDict(
+            {view: FusionMetrics(num_classes, num_values > 0, value_weight) for view in self.selection}
+        )
+        if consistency > 0 and not average:
+            raise ValueError(f"model.consistency: expected 0 without model.average, got {consistency}")
+        self.select_by, self.views, self.full_weight, self.consistency = select_by, views, full_weight, consistency
+        self.teach_quality, self.value_weight = teach_quality, value_weight
+        self.averaged = AveragedModel(self.model, average) if average else None
+        self.temperature = TemperatureScaling() if calibrate else None
+        self.answers: list[tuple[Tensor, Tensor]] = []
+        if calibrate:
+            self.register_buffer("best_select", torch.tensor(float("-inf")))
         self.corruption = ModalityCorruption(
             corruption_rate, kinds=corruption_kinds or ["noise", "zeros"], snr_db=tuple(corruption_snr_db)
         )
 
-    def forward(self, batch: Batch) -> FusionClassifierOutput:
-        inputs, masks = batch["inputs"], batch.get("masks") or None
-        if self.training and self.corruption.rate > 0:
-            return self._model(self.corruption(inputs, masks), batch["present"], masks, inputs)
-        return self._model(inputs, batch["present"], masks, None)
+    @property
+    def final(self) -> nn.Module:
+        """The model that is validated and tested: the moving average of the weights where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
 
-    def _model(self, *args: Any) -> FusionClassifierOutput:
-        output: FusionClassifierOutput = self.model(*args)
+    def forward(self, batch: Batch) -> FusionClassifierOutput:
+        inputs, masks, present = batch["inputs"], batch.get("masks") or None, batch["present"]
+        given, more = inputs, {}
+        if self.training and self.views:
+            more["views"] = presence_views(present, self.views)
+        if self.training and self.corruption.rate > 0:
+            inputs = self.corruption(inputs, masks)
+        output: FusionClassifierOutput = self.model(inputs, present, masks, None if inputs is given else given, **more)
         return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)
-        loss = self.classification_loss(output.logits, batch["label"]) + output.aux_loss
-        score = batch.get("score")
-        if output.values is not None and score is not None:
-            loss = loss + self.value_weight * masked_squared_error(output.values.squeeze(1), score)
+        loss = self._task_loss(output, batch) + output.aux_loss
+        if self.consistency > 0:
+            loss = loss + self.consistency * self._disagreement(output.logits, batch)
         self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch["label"]))
         return loss
 
+    def _task_loss(self, output: FusionClassifierOutput, batch: Batch) -> Tensor:
+        """Add up the losses of class and score; with views the mean over them, the first by its own weight."""
+        assert output.logits is not None
+        logits, values, score = output.logits, output.values, batch.get("score")
+        if logits.dim() == 2:
+            return self._row_loss(logits, values, batch["label"], score)
+        others = len(logits) - 1
+        losses = [
+            weight
+            * self._row_loss(
+                logits[part].flatten(0, 1),
+                None if values is None else values[part].flatten(0, 1),
+                batch["label"].repeat(count),
+                None if score is None else score.repeat(count),
+            )
+            for part, count, weight in (
+                (slice(0, 1), 1, self.full_weight if others else 1.0),
+                (slice(1, None), others, 1.0 - self.full_weight),
+            )
+            if count
+        ]
+        return torch.stack(losses).sum()
+
+    def _disagreement(self, logits: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            teacher = self.final.eval()(batch["inputs"], batch["present"], batch.get("masks") or None).logits
+        said, known = F.log_softmax(logits / 2, -1), F.log_softmax(teacher / 2, -1).expand_as(logits)
+        return 4 * F.kl_div(said, known, reduction="none", log_target=True).sum(-1).mean()
+
+    def _row_loss(self, logits: Tensor, values: Tensor | None, label: Tensor, score: Tensor | None) -> Tensor:
+        loss: Tensor = self.classification_loss(logits, label)
+        if values is not None and score is not None:
+            loss = loss + self.value_weight * masked_squared_error(values.squeeze(1), score)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.averaged is not None:
+            self.averaged.update(self.model)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        label, score = batch["label"], batch.get("score")
         for look in looks(batch, self.selection, batch_idx):
-            output = self._model(look.inputs, look.present, look.masks or None, None)
-            rows, score = look.rows, batch.get("score")
-            values = None if output.values is None else output.values[rows, 0]
-            score = None if score is None else score[rows]
-            self.metrics[look.view].update(output.logits[rows], batch["label"][rows], values, score)
+            repeats = look.present.shape[1] // len(label)
+            labels = label.repeat(repeats)
+            scores = None if score is None else score.repeat(repeats)
+            for name, rows, (logits, values) in zip(look.names, look.rows, self._answers(look), strict=True):
+                values = None if values is None else values[rows, 0]
+                self.metrics[name].update(logits[rows], labels[rows], values, None if scores is None else scores[rows])
+                if self.temperature is not None and name != "corrupt":
+                    self.answers.append((logits[rows], labels[rows]))
+
+    def _answers(self, look: Look) -> list[tuple[Tensor, Tensor | None]]:
+        """Classify a look in each of its views."""
+        found = []
+        if self.views:
+            output = self.final(look.inputs, None, look.masks or None, views=look.present)
+            return [
+                (logits, None if output.values is None else output.values[v]) for v, logits in enumerate(output.logits)
+            ]
+        for present in look.present:
+            output = self.final(look.inputs, present, look.masks or None)
+            found.append((output.logits, output.values))
+        return found
 
     def on_validation_epoch_end(self) -> None:
         found = {view: metrics.compute() for view, metrics in self.metrics.items()}
@@ -137,16 +223,28 @@ class FusionTask(LightningModule):
         named = dict(found[self.selection[0]])
         named |= {f"{view}_combined": scores["combined"] for view, scores in found.items() if len(found) > 1}
         named["combined"] = torch.stack([scores["combined"] for scores in found.values()]).mean()
+        named["select"] = named["combined"]
+        if self.select_by == "likelihood":
+            named["select"] = -torch.stack([scores["loss"] for scores in found.values()]).mean()
         for name, value in named.items():
-            self.log(f"val_{name}", value, prog_bar=name == "combined")
+            self.log(f"val_{name}", value, prog_bar=name == "select")
         for metrics in self.metrics.values():
             metrics.reset()
+        if self.temperature is not None and named["select"] > self.best_select:
+            # As the checkpoint of the best epoch is written next, only this epoch's temperature matters.
+            self.best_select.copy_(named["select"])
+            logits, labels = (torch.cat(parts) for parts in zip(*self.answers, strict=True))
+            self.temperature.fit(logits.float(), labels, ignore_index=-1)
+        self.answers.clear()
 
     def on_fit_start(self) -> None:
         """Show the training rows to a model that reads the quality of its inputs."""
         if getattr(self.model, "quality", None) is not None:
             train = self.trainer.datamodule.sets["train"]
-            self.model.fit_quality(train.features, train.present, train.masks or None)
+            more = {"teach": True, "groups": train.group} if self.teach_quality else {}
+            self.model.fit_quality(train.features, train.present, train.masks or None, **more)
+        if self.averaged is not None:
+            self.averaged.start(self.model)
 
     def on_train_epoch_start(self) -> None:
         self.model.set_epoch(self.current_epoch)
@@ -154,7 +252,7 @@ class FusionTask(LightningModule):
     def on_train_epoch_end(self) -> None:
         # Here and not in Lightning's own step, which runs after the checkpoint of the epoch has been written: a
         # resumed run would miss it.
-        self.lr_schedulers().step(self.trainer.callback_metrics["val_combined"])
+        self.lr_schedulers().step(self.trainer.callback_metrics["val_select"])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Do nothing: `on_train_epoch_end` has already stepped."""
@@ -164,7 +262,7 @@ class FusionTask(LightningModule):
         kind = torch.optim.Adam if settings["optimizer"] == "adam" else torch.optim.AdamW
         # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
         fused = self.trainer.precision.endswith("-true")
-        optimizer = kind(self.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
+        optimizer = kind(self.model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer,
             mode="max",
@@ -172,7 +270,7 @@ class FusionTask(LightningModule):
             patience=settings["lr_patience"],
             min_lr=settings["min_lr"],
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_combined"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_select"}}
 
 
 def masked_squared_error(values: Tensor, score: Tensor) -> Tensor:
@@ -180,46 +278,3 @@ def masked_squared_error(values: Tensor, score: Tensor) -> Tensor:
     known = ~score.isnan()
     error = torch.where(known, values.float() - score.nan_to_num().float(), 0.0)
     return error.square().sum() / known.sum().clamp(min=1)
-
-
-def build_model(
-    family: str, options: Mapping[str, Any] | None, in_features: Mapping[str, int], **from_data: Any
-) -> nn.Module:
-    """Construct a model of `family`, naming the option and the allowed ones when a config is wrong."""
-    model = FAMILIES[check_choice("model.family", family, FAMILIES)]
-    options = check_options(f"model.options (family {family})", options, model, exclude=FROM_DATA)
-    from_data["sequences"] = tuple(from_data["sequences"] or ())
-    return model(in_features, **from_data, **options)
-
-
-def build_loss(loss: str, options: Mapping[str, Any] | None) -> nn.Module:
-    """Construct a classification loss that leaves out the rows labelled -1."""
-    kind = LOSSES[check_choice("model.loss", loss, LOSSES)]
-    fixed = frozenset({"ignore_index", "reduction", "validate"})
-    options = check_options(f"model.loss_options (loss {loss})", options, kind, exclude=fixed)
-    if loss == "cross_entropy":
-        options = {**options, "smoothing": 0.0}
-    return kind(**options, ignore_index=-1)
-
-
-def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
-def check_options(
-    where: str, options: Mapping[str, Any] | None, kind: type, *, exclude: frozenset[str]
-) -> dict[str, Any]:
-    """Check the names in `options` against the constructor of `kind`: none unknown, none missing."""
-    options = dict(options or {})
-    parameters = {
-        name: parameter for name, parameter in inspect.signature(kind).parameters.items() if name not in exclude
-    }
-    for name in options:
-        if name not in parameters:
-            raise ValueError(f"{where}: unknown option {name!r}; allowed: {', '.join(sorted(parameters))}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ValueError(f"{where}: option {name!r} is required")
-    return options

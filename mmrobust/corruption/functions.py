@@ -45,20 +45,20 @@ def add_noise(
         snr_db = snr_db.reshape((-1,) + (1,) * (max(x.dim(), 2) - 1))
     else:
         check_range("add_noise", "snr_db", snr_db)
-    return _add_noise(x, snr_db, mask, generator)
+    return (widen(zero_missing(x, mask)) + noise_at(x, snr_db, mask, generator)).to(x.dtype)
 
 
-def _add_noise(x: Tensor, snr_db: float | Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def noise_at(x: Tensor, snr_db: float | Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Draw what :func:`add_noise` adds, in float32 at least; ratios per sample have as many dimensions as ``x``."""
     if x.dim() == 1:  # summing over no dimension would sum over all
-        return _add_noise(x.unsqueeze(1), snr_db, mask, generator).squeeze(1)
+        return noise_at(x.unsqueeze(1), snr_db, mask, generator).squeeze(1)
     with no_autocast(x):
         clean = widen(zero_missing(x, mask))
         valid = widen(zero_missing(torch.ones_like(x), mask))
         dims = tuple(range(1, x.dim()))
         power = clean.square().sum(dims, keepdim=True) / valid.sum(dims, keepdim=True).clamp(min=1.0)
-        noise = normal_like(clean, generator)
-        spoilt: Tensor = clean + (power * 10.0 ** (-snr_db / 10.0)).sqrt() * noise * valid
-    return spoilt.to(x.dtype)
+        noise: Tensor = (power * 10.0 ** (-snr_db / 10.0)).sqrt() * normal_like(clean, generator) * valid
+    return noise
 
 
 def shuffle_rows(x: Tensor, mask: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:

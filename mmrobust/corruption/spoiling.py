@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import as_mask, check_floating, check_option, check_range
+from .._precision import widen
 from .._random import uniform
 from ..masking import zero_missing
-from .functions import add_noise, scale_rows, shuffle_rows
+from .functions import add_noise, noise_at, scale_rows, shuffle_rows
 
 KINDS = ("noise", "zeros", "shuffle", "scale", "replace")
 
@@ -36,11 +37,12 @@ def spoil_rows(
     r"""Spoil a random share of the samples, each in a way drawn uniformly, and say how much of each is no signal.
 
     The share of the power that is noise, :math:`1 / (1 + 10^{s/10})` at a ratio of s dB, is 1 for ``"zeros"``,
-    ``"shuffle"`` and ``"replace"``, where nothing of the sample is left, and 0 for ``"scale"``, where all of it is.
+    ``"shuffle"`` and ``"replace"``, where nothing of the sample is left, and 0 for ``"scale"``, where all of it is, and
+    for the only present sample of a batch, which has no other to be shuffled with.
 
     Args:
         x: Floating tensor ``(B, ...)``.
-        rate: Probability in [0, 1] that a sample is spoilt.
+        rate: Probability in [0, 1] that a sample is spoilt; 0 draws nothing.
         mask: Bool or integer 0/1 mask, ``(B,)`` or ``(B, T)``; True = present. In spoilt samples absent entries
             become zero.
         kinds: One or more of ``"noise"`` (:func:`add_noise`, its ratio uniform in ``snr_db``), ``"zeros"``,
@@ -50,7 +52,7 @@ def spoil_rows(
         generator: Source of randomness; ``None`` = the global one.
 
     Returns:
-        The rows, of the shape and dtype of ``x``, and their shares ``(B,)`` in float32.
+        The rows, of the shape and dtype of ``x``, and their shares ``(B,)`` in float32 (float64 for float64).
 
     Raises:
         TypeError: If ``x`` is not floating, the mask neither bool nor integer, or a number is none.
@@ -64,16 +66,18 @@ def spoil_rows(
     check_spoiling("spoil_rows", rate, kinds, snr_db)
     steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
     keep = as_mask("spoil_rows", "mask", mask, **(_steps(x) if steps else {"B": x.shape[0]}))
-    draws = uniform((2, x.shape[0]), generator, x.device)
+    if rate == 0.0:
+        return SpoiltRows(x, torch.zeros(x.shape[:1], dtype=widen(x).dtype, device=x.device))
+    draws = uniform((2, x.shape[0]), generator, x.device).to(widen(x).dtype)
     # Below 1 with the wanted probability, and uniform again in [0, 1) where it is.
-    choice = draws[0] / rate * len(kinds) if rate > 0 else torch.full_like(draws[0], torch.inf)
+    choice = draws[0] / rate * len(kinds)
     ratio = snr_db[0] + (snr_db[1] - snr_db[0]) * draws[1]
     spoilt, share = x, torch.zeros_like(ratio)
     for index, kind in enumerate(kinds):
         chosen = (choice >= index) & (choice < index + 1)
         other = _spoilt(kind, x, ratio, keep, generator)
         spoilt = torch.where(chosen.reshape((-1,) + (1,) * (x.dim() - 1)), other, spoilt)
-        share = torch.where(chosen, _share(kind, ratio), share)
+        share = torch.where(chosen, _share(kind, ratio, keep), share)
     return SpoiltRows(spoilt, share)
 
 
@@ -154,7 +158,7 @@ class ModalityCorruption(nn.Module):
             mask = given.get(name)
             steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
             as_mask(where, f"masks[{name!r}]", mask, **(_steps(x) if steps else {"B": x.shape[0]}))
-        if not self.training or self.rate == 0.0:
+        if not self.training:
             return dict(inputs)
         options: dict[str, Any] = {"kinds": self.kinds, "snr_db": self.snr_db, "generator": generator}
         return {name: spoil_rows(x, self.rate, given.get(name), **options).x for name, x in inputs.items()}
@@ -164,10 +168,17 @@ def _steps(x: Tensor) -> dict[str, int | None]:
     return {"B": x.shape[0], "T": x.shape[1]}
 
 
-def _share(kind: str, snr_db: Tensor) -> Tensor:
+def _rows(keep: Tensor) -> Tensor:
+    return keep if keep.dim() == 1 else keep.any(1)
+
+
+def _share(kind: str, snr_db: Tensor, keep: Tensor | None) -> Tensor:
     """Return the share of a sample's power that is no signal."""
     if kind == "noise":
         return torch.sigmoid(-snr_db * (math.log(10.0) / 10.0))
+    if kind == "shuffle":
+        rows = torch.ones_like(snr_db) if keep is None else _rows(keep)
+        return torch.where(rows.sum() > 1, torch.ones_like(snr_db), 0.0)
     return torch.full_like(snr_db, 0.0 if kind == "scale" else 1.0)
 
 
@@ -176,11 +187,11 @@ def _spoilt(kind: str, x: Tensor, snr_db: Tensor, keep: Tensor | None, generator
     if kind == "noise":
         return add_noise(x, snr_db, keep, generator=generator)
     if kind == "shuffle":
-        rows = keep if keep is None or keep.dim() == 1 else keep.any(1)
+        rows = None if keep is None else _rows(keep)
         # Padding is zero before it is handed on, for the next sample may have a real step there.
         return zero_missing(shuffle_rows(zero_missing(x, keep), rows, generator=generator), keep)
     if kind == "scale":
         return scale_rows(x, 20.0, keep, generator=generator)
     if kind == "replace":
-        return add_noise(x, 0.0, keep, generator=generator) - zero_missing(x, keep)
+        return noise_at(x, 0.0, keep, generator).to(x.dtype)
     return torch.zeros_like(x)

@@ -118,6 +118,13 @@ def check_views(where: str, views: Tensor, present: Tensor) -> Tensor:
     return keep & present
 
 
+def repeat_views(kept: Tensor, seen: Tensor, std: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Repeat ``(B, M, H)`` for every view, as ``(V * B, M, H)``; what a view ``(V, B, M)`` lacks is nothing known."""
+    keep = kept.flatten(0, 1)
+    seen, std, mu = (part.repeat(len(kept), 1, 1) for part in (seen, std, mu))
+    return zero_missing(seen, keep), torch.where(keep.unsqueeze(-1), std, 1.0), zero_missing(mu, keep)
+
+
 def unflatten_views(output: FusionClassifierOutput, sizes: torch.Size) -> FusionClassifierOutput:
     """Split the first dimension V * B of all fields into (V, B); the auxiliary loss and the presence stay."""
     found = output._asdict()

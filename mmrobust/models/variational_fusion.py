@@ -28,6 +28,7 @@ from ._variational_parts import (
     decode,
     encode,
     fuse,
+    repeat_views,
     spoilt_rows,
     unflatten_views,
 )
@@ -170,7 +171,7 @@ class VariationalFusionClassifier(nn.Module):
         loss |= {"warmup_epochs": kl_warmup, "ramp_epochs": kl_ramp}
         self.variational_loss = VariationalLoss(kl_weight, reconstruction_weight, cross_kl_weight, **loss)
         self.quality_mode, self.quality_weight, self.freeze_quality = quality, quality_weight, freeze_quality
-        self.quality = None if quality == "none" else ModalityQuality(in_features)
+        self.quality = None if quality == "none" else ModalityQuality(in_features).requires_grad_(not freeze_quality)
         self.contrastive_weight, self.contrastive = contrastive_weight, None
         if contrastive_weight > 0:
             self.contrastive = ModalityContrastiveLoss(hidden_features, count, contrastive_features)
@@ -203,7 +204,7 @@ class VariationalFusionClassifier(nn.Module):
         Raises:
             RuntimeError: If the model was built with ``quality="none"``.
             TypeError: If a dtype is wrong.
-            ValueError: If a name or a shape does not fit, or a modality is present in no row.
+            ValueError: If a name or a shape does not fit, or a modality is present in too few rows or groups.
         """
         if self.quality is None:
             raise RuntimeError(f"{_WHERE}: expected a model with quality, got quality='none'")
@@ -257,15 +258,14 @@ class VariationalFusionClassifier(nn.Module):
         visible, quality = union if exclude else None, None
         latent = encode(self.encoders, x, visible)
         if self.quality is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_quality):
-                quality = self.quality(x.features, visible, x.masks)
+            quality = self.quality(x.features, visible, x.masks)
         seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
         if quality is not None:
             factor = (0.5 * widen(quality)).exp().unsqueeze(-1)
             std = (factor.expand_as(std) if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
         present, mu = kept & x.present, latent.mu
         if views:
-            seen, std, mu = (part.repeat(*views, 1, 1) for part in (seen, std, mu))
+            seen, std, mu = repeat_views(kept, seen, std, mu)
         fused, weights = fuse(self.fusion, self.attention, seen, std, kept.flatten(0, -2), exclude)
         features, logits, values = self.heads(fused)
         aux_loss = widen(fused).new_zeros(())

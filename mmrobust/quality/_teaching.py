@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_range, check_size
+from .._precision import widen
 from .._random import uniform
 from ..corruption.spoiling import check_spoiling, spoil_rows
 from ._buffers import CHUNK, ReferenceBuffers
@@ -52,17 +53,18 @@ def teach(
     teaching: Teaching,
     generator: torch.Generator | None,
 ) -> None:
-    """Train a head on the rows of one modality."""
+    """Train a head on the rows of one modality; it is a copy that learns, for the head may be frozen, or in half."""
     statistics, share = _examples(reference, x, mask, groups, fitting, teaching, generator)
-    optimizer = torch.optim.Adam(head.parameters(), lr=teaching.lr, weight_decay=_DECAY)
+    pupil = copy.deepcopy(head).to(statistics.dtype).requires_grad_()
+    optimizer = torch.optim.Adam(pupil.parameters(), lr=teaching.lr, weight_decay=_DECAY)
     with torch.enable_grad():
         for _ in range(teaching.steps):
             rows = (uniform((_BATCH,), generator, x.device) * len(share)).long()
-            loss = quality_loss(read_logvar(head, statistics[rows])[:, None], share[rows, None])
+            loss = quality_loss(read_logvar(pupil, statistics[rows])[:, None], share[rows, None])
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    head.load_state_dict(pupil.state_dict())
 
 
 def _examples(
@@ -92,7 +94,7 @@ def _examples(
                 )
                 statistics.append(scratch(spoilt, mask[rows]))
                 shares.append(share)
-    return torch.cat(statistics), torch.cat(shares)
+    return widen(torch.cat(statistics)), torch.cat(shares)
 
 
 def count_units(mask: Tensor, groups: Tensor | None) -> int:

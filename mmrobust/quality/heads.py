@@ -110,9 +110,9 @@ class ModalityQuality(nn.Module):
         kinds: Sequence[str] = ("noise", "zeros", "replace"),
         snr_db: tuple[float, float] = (-20.0, 20.0),
         folds: int = 5,
-        draws: int = 4,
-        steps: int = 400,
-        lr: float = 0.02,
+        draws: int = 2,
+        steps: int = 200,
+        lr: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> None:
         r"""Teach the networks on training rows that :func:`spoil_rows` spoils: once, after :meth:`fit`, without labels.

@@ -22,7 +22,7 @@ def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) 
     Args:
         logvar: Floating ``(B, M)``, as :class:`ModalityQuality` gives it.
         spoilt: Bool or integer 0/1 ``(B, M)``, True = the modality of this row was spoilt; or floating, the share in
-            [0, 1] that is no signal, as :func:`spoil_rows` tells it.
+            [0, 1] that is no signal, as :func:`spoil_rows` tells it. No gradient passes to it.
         present: Bool or integer 0/1 mask ``(B, M)``, True = present; the rest does not count.
 
     Returns:
@@ -50,8 +50,9 @@ def quality_loss(logvar: Tensor, spoilt: Tensor, present: Tensor | None = None) 
     with no_autocast(logvar):
         x = widen(zero_missing(logvar, keep))
         x = x.clamp(min=_SURELY_CLEAN)
-        bad = zero_missing(spoilt, keep).to(x.dtype)
-        loss = bad * -torch.log(-torch.expm1(-x)) + (1.0 - bad) * x
+        bad = zero_missing(spoilt.detach(), keep).to(x.dtype)
+        # What is wholly spoilt costs nothing at an infinite log-variance, and zero times infinity is NaN.
+        loss = bad * -torch.log(-torch.expm1(-x)) + torch.where(bad < 1.0, (1.0 - bad) * x, 0.0)
         if keep is None:
             return loss.sum() / max(loss.numel(), 1)
         return zero_missing(loss, keep).sum() / keep.sum().clamp(min=1)

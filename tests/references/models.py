@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +141,24 @@ def variational_fusion(
             flags = qualities.spoilt_rows(dict(zip(inputs, x, strict=True)), targets, real)
             aux = aux + quality_weight * qualities.quality_loss(doubt, flags, there)
     return features, logits, values, aux, weights, mu, believed, there
+
+
+def variational_views(
+    state: State,
+    inputs: Named,
+    present: Mask | None = None,
+    masks: Mapping[str, Mask] | None = None,
+    targets: Named | None = None,
+    *,
+    views: Mask,
+    **options: Any,
+) -> tuple[Array | None, ...]:
+    """One call of the model for every view; the auxiliary loss is that of the first."""
+    there = np.ones(views.shape[1:], dtype=bool) if present is None else present
+    calls = [variational_fusion(state, inputs, there & view, masks, targets, **options) for view in views]
+    fields = [None if parts[0] is None else np.stack(parts) for parts in zip(*calls, strict=True)]
+    fields[3] = calls[0][3]
+    return tuple(fields)
 
 
 def _read_steps(steps: list[Mask | None], absence: str) -> list[Mask | None]:

@@ -14,6 +14,21 @@ def all_presence_patterns(modalities: int) -> set[tuple[bool, ...]]:
     return {p for p in itertools.product((False, True), repeat=modalities) if any(p)}
 
 
+def presence_views(present: Mask) -> Mask:
+    """Everything, then every non-empty proper subset, large ones first; a row that would be empty stays whole."""
+    count = present.shape[1]
+    views = [present.copy()]
+    for size in range(count - 1, 0, -1):
+        for kept in itertools.combinations(range(count), size):
+            view = np.array([[bool(row[m]) and m in kept for m in range(count)] for row in present], dtype=bool)
+            view = view.reshape(present.shape)
+            for b, row in enumerate(view):
+                if not row.any():
+                    view[b] = present[b]
+            views.append(view)
+    return np.stack(views)
+
+
 def presence_from_zeros(x: Array) -> Mask:
     """True for every row that holds at least one non-zero number."""
     return np.array([any(v != 0 for v in row.ravel()) for row in x], dtype=bool)

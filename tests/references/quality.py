@@ -110,26 +110,15 @@ def modality_quality(
     return out
 
 
-def quality_loss(logvar: Array, spoilt: Mask, present: Mask | None = None) -> Array:
+def quality_loss(logvar: Array, spoilt: Array | Mask, present: Mask | None = None) -> Array:
+    """Cross-entropy of flags, or of shares in [0, 1], under the chance 1 - e^-x to be spoilt."""
     terms = []
     for b, m in np.ndindex(*logvar.shape):
         if present is None or present[b, m]:
             x = max(float(logvar[b, m]), 1e-30)
-            terms.append(-math.log(-math.expm1(-x)) if spoilt[b, m] else x)
+            share = float(spoilt[b, m])
+            terms.append(-share * math.log(-math.expm1(-x)) + (1.0 - share) * x)
     return np.array(sum(terms) / max(1, len(terms)))
-
-
-def add_noise(x: Array, snr_db: Array, noise: Array, mask: Mask | None = None) -> Array:
-    """Add given standard normal numbers at one ratio per sample."""
-    out = np.zeros_like(x)
-    for b, sample in enumerate(x):
-        here = np.ones(sample.shape, dtype=bool)
-        if mask is not None:
-            here &= mask[b].reshape(mask[b].shape + (1,) * (sample.ndim - mask[b].ndim))
-        if here.any():
-            power = sum(v**2 for v in sample[here]) / here.sum()
-            out[b][here] = sample[here] + math.sqrt(power / 10.0 ** (snr_db[b] / 10.0)) * noise[b][here]
-    return out
 
 
 def spoilt_rows(inputs: Mapping[str, Array], targets: Mapping[str, Array], masks: Mapping[str, Mask]) -> Mask:

@@ -55,10 +55,23 @@ def sequence_inputs(size: Size, rng: np.random.Generator) -> Inputs:
     }
 
 
+def viewed(draw: Any) -> Any:
+    """Add three views, of which one keeps nothing of a row and none keeps all of the present modalities of another."""
+
+    def inputs(size: Size, rng: np.random.Generator) -> Inputs:
+        views = torch.from_numpy(rng.random((3, size.batch, size.modalities)) < 0.6)
+        views[1, :1] = False
+        views[:, 1:2, :1] = False
+        return {**draw(size, rng), "views": views}
+
+    return inputs
+
+
 def _real(inputs: Inputs) -> Inputs:
     keep = {}
     for m, (name, x) in enumerate(inputs["inputs"].items()):
         rows = inputs["present"][:, m]
+        rows = rows & inputs["views"][..., m].any(0) if "views" in inputs else rows
         mask = inputs.get("masks", {}).get(name)
         keep[name] = like(rows if mask is None else rows[:, None] & mask, x)
     both = {"inputs": keep, "targets": {name: keep[name] for name in inputs.get("targets", {})}}
@@ -79,7 +92,9 @@ def _pad(inputs: Inputs, extra: int) -> Inputs:
     }
 
 
-def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **options: Any) -> Row:
+def _row(
+    kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, *, views: bool = False, **options: Any
+) -> Row:
     def build(size: Size) -> Any:
         return fitted(kind(
             widths(size), H, **{"num_classes": size.classes, "num_values": 2, "dropout": 0.25,
@@ -89,7 +104,7 @@ def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **
     return Row(
         f"{kind.__name__}{label}",
         build,
-        sequence_inputs if steps else vector_inputs,
+        viewed(sequence_inputs if steps else vector_inputs) if views else sequence_inputs if steps else vector_inputs,
         ref,
         real=_real,
         wrong=(
@@ -99,6 +114,7 @@ def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **
             wrong("inputs", "none", lambda x: {}, "at least one of m0, m1, m2", "none"),
             wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
             wrong("present", "shape", lambda p: p[:, 1:], "(B, M) = (4, 3)", "(4, 2)"),
+            *(_views_wrong if views else ()),
             build_wrong("absence", lambda: kind({"a": 2}, 8, num_values=1, absence="drop"), "'exclude'", "'drop'"),
             build_wrong("in_features", lambda: kind({}, 8, num_values=1), "each modality", "{}"),
             build_wrong("num_classes", lambda: kind({"a": 2}, 8), "num_values", "neither"),
@@ -108,6 +124,7 @@ def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **
         fixed=("targets",),
         partly=("inputs",) if "quality" in options else (),
         stochastic=True,
+        batch_axis={"views": 1, "out": 1} if views else {},
         wide=frozenset({"aux_loss"}),
         scalars=frozenset({"aux_loss"}),
         pad=_pad if steps else None,
@@ -122,6 +139,12 @@ def _row(kind: Any, label: str, ref: Callable[..., Any], steps: bool = False, **
     )
 
 
+_views_wrong = (
+    wrong("views", "float", lambda v: v.float(), "bool", "torch.float32", error=TypeError),
+    wrong("views", "shape", lambda v: v[0], "(V, B, M) = (any, 4, 3)", "(4, 3)"),
+    wrong("views", "rows", lambda v: v[:, 1:], "(V, B, M) = (any, 4, 3)", "(3, 3, 3)"),
+    wrong("views", "none", lambda v: v[:0], "at least one view", "(0, 4, 3)"),
+)
 _attention = partial(_row, AttentionFusionClassifier)
 _variational = partial(_row, VariationalFusionClassifier)
 
@@ -189,6 +212,25 @@ ROWS = (
         True,
         num_heads=HEADS,
         quality="replace",
+    ),
+    _variational(
+        "[views]",
+        partial(reference.variational_views, heads=HEADS),
+        views=True,
+        num_heads=HEADS,
+        contrastive_weight=0.1,
+    ),
+    _variational(
+        "[views,frozen]",
+        partial(reference.variational_views, kind="gated", weighing={"per_dimension": True}, quality="replace"),
+        True,
+        views=True,
+        fusion="gated",
+        per_dimension=True,
+        attention="none",
+        quality="replace",
+        freeze_quality=True,
+        classify_from="sample",
     ),
     _variational(
         "[quality,published]",

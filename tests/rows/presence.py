@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from mmrobust.presence import ModalityDropout, presence_from_zeros
+from mmrobust.presence import ModalityDropout, presence_from_zeros, presence_views
 from tests.contract import Inputs, Row, Size
 from tests.references import presence as reference
 
@@ -36,6 +37,23 @@ ROWS = (
         letters="BM",
         masks=("present",),
         stochastic=True,
+        integer=True,
+    ),
+    Row(
+        "presence_views",
+        lambda size: Call(presence_views, count=5000),  # all subsets there are, so that nothing is drawn
+        _present,
+        lambda state, present: reference.presence_views(present),
+        wrong=(
+            wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
+            wrong("present", "shape", lambda p: p[0], "(B, M)", "(3,)"),
+            wrong("present", "none", lambda p: p[:, :0], "the modalities of present", "[1, 16]", "0"),
+            build_wrong("count", lambda: presence_views(torch.ones(1, 2) > 0, -1), "at least 0", "-1"),
+            build_wrong("count", lambda: presence_views(torch.ones(1, 2) > 0, 1.5), "integer", error=TypeError),
+        ),
+        letters="BM",
+        masks=("present",),
+        batch_axis={"out": 1},
         integer=True,
     ),
     Row(

@@ -1,4 +1,4 @@
-"""Rows for input quality and for the corruption that teaches it."""
+"""Rows for input quality."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mmrobust import (
-    ModalityCorruption,
     ModalityQuality,
     Reference,
     fit_reference,
@@ -184,15 +183,35 @@ def _flags(size: Size, rng: np.random.Generator) -> Inputs:
     }
 
 
-def _batch(size: Size, rng: np.random.Generator) -> Inputs:
-    return {
-        "inputs": {"v": normal(rng, size.batch, D), "s": normal(rng, size.batch, size.steps, D)},
-        "masks": {"v": row_presence(rng, size.batch), "s": steps_mask(rng, size.batch, size.steps)},
-    }
+def _shares(size: Size, rng: np.random.Generator) -> Inputs:
+    """Every share there is, both ends included."""
+    inputs = _flags(size, rng)
+    share = torch.from_numpy(rng.random(inputs["logvar"].shape))
+    return {**inputs, "spoilt": torch.where(share < 0.2, 0.0, torch.where(share > 0.8, 1.0, share))}
 
 
-def _kept(state: Any, inputs: Any, masks: Any = None) -> Any:
-    return tuple(inputs.values())
+def _loss(label: str, inputs: Any, **more: Any) -> Row:
+    return Row(
+        f"quality_loss{label}",
+        lambda size: Call(quality_loss),
+        inputs,
+        lambda state, logvar, spoilt, present=None: reference.quality_loss(logvar, spoilt, present),
+        wrong=(
+            wrong("logvar", "integer", lambda x: x.long(), "floating-point", "torch.int64", error=TypeError),
+            wrong("logvar", "shape", lambda x: x[0], "(B, M)", "(3,)"),
+            wrong("spoilt", "complex", lambda s: s.cfloat(), "bool", "torch.complex64", error=TypeError),
+            wrong("spoilt", "none", lambda s: None, "tensor", "NoneType", error=TypeError),
+            wrong("spoilt", "shape", lambda s: s[:, 1:], "(B, M) = (4, 3)", "(4, 2)"),
+            wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
+        ),
+        letters="BM",
+        masks=("present",),
+        per_row=False,
+        modality_axis={"logvar": 1, "spoilt": 1, "present": 1},
+        extremes={"1e4": scaled("logvar", by=1e4), "1e30": scaled("logvar", by=1e30), "0": scaled("logvar", by=0.0)},
+        half_factor=48.0,
+        **more,
+    )
 
 
 _vectors_wrong = wrong("mask", "shape", lambda m: m[1:], "(B,) = (4,)", "(3,)")
@@ -249,45 +268,6 @@ ROWS = (
             wrong("masks", "vector", lambda m: [m[1], m[1], None], "masks[0]", "None", "a mask"),
         ),
     ),
-    Row(
-        "quality_loss",
-        lambda size: Call(quality_loss),
-        _flags,
-        lambda state, logvar, spoilt, present=None: reference.quality_loss(logvar, spoilt, present),
-        real=reads(logvar="present"),
-        wrong=(
-            wrong("logvar", "integer", lambda x: x.long(), "floating-point", "torch.int64", error=TypeError),
-            wrong("logvar", "shape", lambda x: x[0], "(B, M)", "(3,)"),
-            wrong("spoilt", "float", lambda s: s.float(), "bool", "torch.float32", error=TypeError),
-            wrong("spoilt", "none", lambda s: None, "tensor", "NoneType", error=TypeError),
-            wrong("spoilt", "shape", lambda s: s[:, 1:], "(B, M) = (4, 3)", "(4, 2)"),
-            wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
-        ),
-        letters="BM",
-        masks=("present",),
-        per_row=False,
-        modality_axis={"logvar": 1, "spoilt": 1, "present": 1},
-        extremes={"1e4": scaled("logvar", by=1e4), "1e30": scaled("logvar", by=1e30), "0": scaled("logvar", by=0.0)},
-        half_factor=48.0,
-    ),
-    Row(
-        "ModalityCorruption",
-        lambda size: ModalityCorruption(0.8, kinds=["noise", "zeros", "shuffle", "scale"]),
-        _batch,
-        _kept,
-        wrong=(
-            wrong("inputs", "integer", lambda x: {**x, "v": x["v"].long()}, "'v'", "int64", error=TypeError),
-            wrong("masks", "unknown", lambda m: {**m, "smell": m["v"]}, "'v', 's'", "'smell'"),
-            wrong("masks", "float", lambda m: {"v": m["v"].float()}, "'v'", "bool", "float32", error=TypeError),
-            wrong("masks", "vector", lambda m: {"v": m["s"]}, "masks['v']", "(B,) = (4,)", "(4, 4)"),
-            wrong("masks", "steps", lambda m: {"s": m["s"][:, 1:]}, "masks['s']", "(B, T) = (4, 4)", "(4, 3)"),
-            build_wrong("rate", lambda: ModalityCorruption(1.5), "[0.0, 1.0]", "1.5"),
-            build_wrong("kinds", lambda: ModalityCorruption(0.5, kinds=["blur"]), "'noise'", "'blur'"),
-            build_wrong("kinds", lambda: ModalityCorruption(0.5, kinds=[]), "noise, zeros, shuffle, scale", "none"),
-            build_wrong("snr_db", lambda: ModalityCorruption(0.5, snr_db=(5.0, 0.0)), "[5.0, inf)", "0.0"),
-        ),
-        letters="BT",
-        masks=("masks",),
-        stochastic=True,
-    ),
+    _loss("", _flags, real=reads(logvar="present")),
+    _loss("[shares]", _shares, real=reads(logvar="present", spoilt="present"), fixed=("spoilt",)),
 )

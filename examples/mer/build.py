@@ -1,0 +1,73 @@
+"""Models and losses from the names and options of a configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
+from mmrobust.models import AttentionFusionClassifier, VariationalFusionClassifier
+
+FAMILIES: dict[str, type[nn.Module]] = {
+    "attention": AttentionFusionClassifier,
+    "variational": VariationalFusionClassifier,
+}
+LOSSES: dict[str, type[nn.Module]] = {
+    "cross_entropy": LabelSmoothingCrossEntropy,
+    "focal": FocalLoss,
+    "label_smoothing": LabelSmoothingCrossEntropy,
+    "focal_label_smoothing": FocalLabelSmoothingLoss,
+}
+# What the data decides: never an option of a config.
+FROM_DATA = frozenset({"in_features", "num_classes", "num_values", "sequences"})
+
+
+def build_model(
+    family: str, options: Mapping[str, Any] | None, in_features: Mapping[str, int], **from_data: Any
+) -> nn.Module:
+    """Construct a model of `family`, naming the option and the allowed ones when a config is wrong."""
+    model = FAMILIES[check_choice("model.family", family, FAMILIES)]
+    options = check_options(f"model.options (family {family})", options, model, exclude=FROM_DATA)
+    from_data["sequences"] = tuple(from_data["sequences"] or ())
+    return model(in_features, **from_data, **options)
+
+
+def build_loss(loss: str, options: Mapping[str, Any] | None) -> nn.Module:
+    """Construct a classification loss that leaves out the rows labelled -1."""
+    kind = LOSSES[check_choice("model.loss", loss, LOSSES)]
+    fixed = frozenset({"ignore_index", "reduction", "validate"})
+    options = check_options(f"model.loss_options (loss {loss})", options, kind, exclude=fixed)
+    if loss == "cross_entropy":
+        options = {**options, "smoothing": 0.0}
+    return kind(**options, ignore_index=-1)
+
+
+def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def check_number(where: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{where}: expected {low} to {high}, got {value}")
+
+
+def check_options(
+    where: str, options: Mapping[str, Any] | None, kind: type, *, exclude: frozenset[str]
+) -> dict[str, Any]:
+    """Check the names in `options` against the constructor of `kind`: none unknown, none missing."""
+    options = dict(options or {})
+    parameters = {
+        name: parameter for name, parameter in inspect.signature(kind).parameters.items() if name not in exclude
+    }
+    for name in options:
+        if name not in parameters:
+            raise ValueError(f"{where}: unknown option {name!r}; allowed: {', '.join(sorted(parameters))}")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise ValueError(f"{where}: option {name!r} is required")
+    return options

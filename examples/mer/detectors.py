@@ -1,0 +1,48 @@
+"""How well single statistics of novelty tell spoilt rows from clean ones: what a learned std has to be as good as."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.robustness import CORRUPTIONS, View, corrupt
+from benchmarks.robustness.metrics import auroc
+from mmrobust.quality import Reference, fit_reference, novelty_statistics
+
+from .sets import MultimodalSet
+
+STATISTICS = ("residual", "mahalanobis", "energy", "nearest")
+
+
+def detector_view(train: MultimodalSet, test: MultimodalSet, *, seed: int = 0) -> View:
+    """Measure every statistic of `novelty_statistics`, fitted on training rows, on the corruptions of the other views.
+
+    Args:
+        train: rows to compare with.
+        test: rows to spoil, one modality at a time.
+        seed: as in `corrupted_predictions`, whose noise this is.
+
+    Returns:
+        AUROC of each statistic by "modality:corruption", and the best of residual, Mahalanobis and nearest.
+    """
+    view: View = {}
+    for index, name in enumerate(test.features):
+        rows, mask = test.present[:, index], test.masks.get(name)
+        reference = _fit(train, name, index)
+        clean, steps = test.features[name][rows], None if mask is None else mask[rows]
+        before = novelty_statistics(clean, reference, steps)
+        for corruption in CORRUPTIONS:
+            generator = torch.Generator().manual_seed(seed * 1000 + index)
+            spoilt, changed = corrupt(clean, steps, corruption, generator)
+            after = novelty_statistics(spoilt, reference, changed)
+            found = {
+                statistic: auroc(after[:, column].numpy(), before[:, column].numpy())
+                for column, statistic in enumerate(STATISTICS)
+            }
+            found["best"] = max(found[statistic] for statistic in STATISTICS if statistic != "energy")
+            view[f"{name}:{corruption.label}"] = found
+    return view
+
+
+def _fit(train: MultimodalSet, name: str, index: int) -> Reference:
+    # The steps of an absent row are all masked.
+    return fit_reference(train.features[name][train.masks.get(name, train.present[:, index])])
