@@ -7,7 +7,18 @@ import importlib
 from benchmarks.harness.case import Case
 
 # In this order: should the time run out, it is the last that lose their torch.compile contender.
-SUITES = ("models", "attention", "fusion", "losses", "presence", "quality", "encoders", "masking", "startup")
+SUITES = (
+    "models",
+    "attention",
+    "fusion",
+    "losses",
+    "presence",
+    "quality",
+    "calibration",
+    "encoders",
+    "masking",
+    "startup",
+)
 
 
 def load(suite: str) -> tuple[Case, ...]:

@@ -25,7 +25,7 @@ from benchmarks.suites.losses import (
     plain_projections,
     plain_reconstruction,
 )
-from mmrobust import AttentionFusionClassifier, VariationalFusionClassifier
+from mmrobust import AttentionFusionClassifier, VariationalFusionClassifier, presence_views
 
 _DROPOUT, _MODALITY_DROPOUT = 0.35, 0.15
 Inputs = dict[str, Tensor]
@@ -128,7 +128,10 @@ class _Batch:
 
             def action() -> None:
                 logits, values, _, aux = run(inputs, self.present)
-                loss = F.cross_entropy(logits, self.labels) + F.mse_loss(values.squeeze(1), self.scores) + aux
+                logits, values = logits.flatten(0, -2), values.flatten()  # several views follow one another
+                views = len(logits) // len(self.labels)
+                labels, scores = self.labels.repeat(views), self.scores.repeat(views)
+                loss = F.cross_entropy(logits, labels) + F.mse_loss(values, scores) + aux
                 loss.backward()
                 nn.utils.clip_grad_value_(parameters, 1.0)
                 optimizer.step()
@@ -210,6 +213,42 @@ def build_full(setup: Setup) -> Problem:
     return _variational(setup, gated=True, contrastive=True)
 
 
+def build_views(setup: Setup) -> Problem:
+    """Compare one call with all subsets of the modalities as views with a call for each of them."""
+    batch, width = _Batch(setup), setup["H"]
+    options: dict[str, Any] = {"num_classes": 6, "num_values": 1, "dropout": _DROPOUT}
+    model = setup.module(lambda: VariationalFusionClassifier(batch.sizes, width, **options))
+    views = presence_views(batch.present, 2 ** len(batch.sizes))
+
+    def ours(inputs: Inputs, present: Tensor) -> tuple[Tensor, ...]:
+        out = model(inputs, present, views=views)
+        return out.logits, out.values, out.weights, out.aux_loss
+
+    def one_by_one(run: Run) -> Run:
+        def separate(inputs: Inputs, present: Tensor) -> tuple[Tensor, ...]:
+            calls = [run(inputs, view & present) for view in views]
+            logits, values, weights, (aux, *_) = (list(parts) for parts in zip(*calls, strict=True))
+            return torch.stack(logits), torch.stack(values), torch.stack(weights), aux
+
+        return separate
+
+    plain = one_by_one(lambda inputs, present: plain_variational(model, inputs, present))
+    step, calls = batch.step(model), one_by_one(ours_run(model))
+    contenders = {
+        "ours": Contender(ours, "ours", step=step),
+        "eager": Contender(plain, "eager", step=step, note="the arithmetic of ours, plain, once per view"),
+        "a call per view": Contender(calls, step=step, note="our model, called for every view"),
+    }
+    flops = linear_flops(setup["B"], model)
+    problem = Problem(
+        contenders, (batch.inputs, batch.present), (model,), stochastic=True, flops=flops, training_flops=3 * flops
+    )
+    if not setup.toy:
+        claim = "a training step on all subsets as views is faster than with a call for each"
+        problem.targets = (Target(claim, "training_step", "a call per view", 1.0),)
+    return problem
+
+
 def build_attention_model(setup: Setup) -> Problem:
     """Compare with the MERBench baseline, and with ours set to its options."""
     batch, width = _Batch(setup), setup["H"]
@@ -242,5 +281,6 @@ _FULL_SIZES = (Size({"B": 32, **_MER}), Size({"B": 1024, **_MER}))  # compiles a
 CASES = (
     Case("VariationalFusionClassifier", build_pure, _TOY, _SIZES),
     Case("VariationalFusionClassifier full", build_full, _TOY, _FULL_SIZES, ("VariationalFusionClassifier",)),
+    Case("VariationalFusionClassifier views", build_views, _TOY, _FULL_SIZES, ("VariationalFusionClassifier",)),
     Case("AttentionFusionClassifier", build_attention_model, _TOY, _SIZES),
 )

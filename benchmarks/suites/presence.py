@@ -17,9 +17,11 @@ from mmrobust import (
     all_presence_patterns,
     drop_frames,
     presence_from_zeros,
+    presence_views,
     random_presence,
     scale_rows,
     shuffle_rows,
+    spoil_rows,
 )
 
 Statistics = Callable[[Callable[..., Tensor]], Tensor]
@@ -59,6 +61,26 @@ def build_all_presence_patterns(setup: Setup) -> Problem:
         "eager": Contender(eager, "eager"),
     }
     return Problem(contenders, gradients=False, compiles="no")
+
+
+def build_presence_views(setup: Setup) -> Problem:
+    """Take all subsets of the modalities, so that nothing is random."""
+    present = setup.mask(*setup["B M"])
+    modalities = present.shape[1]
+
+    def eager(present: Tensor) -> Tensor:
+        rows = [row for row in itertools.product((1, 0), repeat=modalities) if 0 < sum(row) < modalities]
+        views = [present]
+        for row in sorted(rows, key=lambda row: -sum(row)):
+            view = present & torch.tensor(row, dtype=torch.bool, device=present.device)
+            views.append(torch.where(view.any(1, keepdim=True), view, present))
+        return torch.stack(views)
+
+    contenders = {
+        "ours": Contender(lambda present: presence_views(present, 2**modalities), "ours"),
+        "eager": Contender(eager, "eager"),
+    }
+    return Problem(contenders, (present,), gradients=False)
 
 
 def build_random_presence(setup: Setup) -> Problem:
@@ -231,10 +253,37 @@ def build_modality_corruption(setup: Setup) -> Problem:
     return _corruption(setup, lambda x: corruption({"a": x})["a"], eager, measured, [1 - rate, rate / 2, 0.5], x)
 
 
+def build_spoil_rows(setup: Setup) -> Problem:
+    """Compare with the default kinds written out, shares included."""
+    x, mask, rate, low, high = setup.normal(*setup["B D"], grad=False), setup.mask(setup["B"]), 0.5, -20.0, 15.0
+
+    def eager(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        draws = torch.rand(2, len(x), device=x.device, dtype=x.dtype)
+        noise = 10 ** (-(low + (high - low) * draws[1]) / 10)
+        kept = torch.where(mask.unsqueeze(1), x, 0.0)
+        level = (kept.square().mean(1) * noise).sqrt().unsqueeze(1)
+        noisy = kept + level * torch.randn_like(x) * mask.unsqueeze(1)
+        silent, spoilt = draws[0] < rate / 2, draws[0] < rate
+        rows = torch.where(silent.unsqueeze(1), 0.0, torch.where(spoilt.unsqueeze(1), noisy, x))
+        return rows, torch.where(silent, 1.0, torch.where(spoilt, noise / (1 + noise), 0.0))
+
+    def measured(run: Callable[..., Any]) -> Tensor:
+        """Count clean and silent rows, and compare the shares that are told with those of the power."""
+        clean = torch.randn(8000, 200, device=setup.device)
+        out, share = _seeded(lambda: run(clean, torch.ones(8000, dtype=torch.bool, device=setup.device)))
+        same, silent = (out == clean).all(1), (out == 0).all(1)
+        noise, signal = (out - clean).square().mean(1), clean.square().mean(1)
+        off = torch.where(silent, share - 1, share - noise / (noise + signal))
+        return torch.stack([same.float().mean(), silent.float().mean(), 1 + off.abs().mean()])
+
+    expected = [1 - rate, rate / 2, 1.0]
+    return _corruption(setup, lambda x, mask: spoil_rows(x, rate, mask), eager, measured, expected, x, mask)
+
+
 def _corruption(
     setup: Setup,
-    ours: Callable[..., Tensor],
-    eager: Callable[..., Tensor],
+    ours: Callable[..., Any],
+    eager: Callable[..., Any],
     measured: Statistics,
     expected: list[float],
     *inputs: Any,
@@ -267,11 +316,13 @@ CASES = (
         (Size({"B": 32, "M": 3, "D": 1024}), Size({"B": 4096, "M": 3, "D": 1024}, compile=True)),
     ),
     Case("all_presence_patterns", build_all_presence_patterns, {"M": 3}, (Size({"M": 3}), Size({"M": 12}))),
+    Case("presence_views", build_presence_views, {"B": 4, "M": 3}, _MASK_SIZES),
     Case("random_presence", build_random_presence, {"B": 4, "M": 3}, _MASK_SIZES),
     Case("ModalityDropout", build_modality_dropout, {"B": 4, "M": 3}, _MASK_SIZES),
     Case("add_noise", build_add_noise, {"B": 4, "D": 5}, _ROW_SIZES),
     Case("shuffle_rows", build_shuffle_rows, {"B": 4, "D": 5}, _ROW_SIZES),
     Case("ModalityCorruption", build_modality_corruption, {"B": 4, "D": 5}, _ROW_SIZES),
+    Case("spoil_rows", build_spoil_rows, {"B": 4, "D": 5}, _ROW_SIZES),
     Case("scale_rows", build_scale_rows, {"B": 4, "D": 5}, _ROW_SIZES),
     Case(
         "drop_frames",

@@ -72,6 +72,7 @@ def ablate_command(args: Sequence[str]) -> None:
         metavar="CONFIG",
         help="also train specialists for every subset, of these configurations (default: of all)",
     )
+    parser.add_argument("--regret-seeds", type=int, nargs="+", help="only for the runs of these seeds (default: all)")
     add_run_arguments(parser)
     parser.set_defaults(epoch_lines=0)
     own, overrides = split_overrides(args)
@@ -91,7 +92,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     folder, epochs = given.out / "specialists", given.specialist_epochs
     specialists = {
         job.path: specialist_jobs(job, config, tuple(data.modalities), folder, epochs=epochs)
-        if given.regret is not None and (not given.regret or job.config in given.regret)
+        if wants_regret(job, given)
         else {}
         for job, config in planned
     }
@@ -107,6 +108,13 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     if trained:
         notes["regret"] = describe_specialists(trained, epochs=given.specialist_epochs)
     return finish(results, failures, len(jobs), given, list_tests(data), notes)
+
+
+def wants_regret(job: Job, given: argparse.Namespace) -> bool:
+    """Tell whether specialists are asked for beside this run."""
+    if given.regret is None or (given.regret and job.config not in given.regret):
+        return False
+    return not given.regret_seeds or job.seed in given.regret_seeds
 
 
 Planned = tuple[Job, dict[str, Any]]

@@ -99,7 +99,7 @@ class MultimodalData(L.LightningDataModule):
         seed: Seed of the order of the training rows.
         drop_last: Leave out a last smaller training batch.
         max_rows: Keep at most this many rows, drawn with ``split_seed``, of each part (for quick trials).
-        only: Keep just these modalities present: what a specialist for a subset trains and is tested on.
+        only: Leave out all other modalities: what a specialist for a subset trains and is tested on.
 
     Raises:
         DataError: One line that names the file, key or row and what is expected.

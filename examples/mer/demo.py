@@ -37,6 +37,7 @@ def demo_command(args: Sequence[str]) -> None:
         folds=[0],
         reference="baseline",
         regret=None,
+        regret_seeds=None,
         by_seed=False,
         out=given.out / "results",
         workers=given.workers,

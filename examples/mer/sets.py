@@ -81,13 +81,13 @@ class MultimodalSet:
         }
 
     def keep_only(self, names: Sequence[str]) -> MultimodalSet:
-        """Make every modality outside ``names`` absent in every row: what a specialist for a subset sees."""
-        keep = torch.tensor([name in names for name in self.features])
+        """Leave out every modality outside ``names``: what a specialist for a subset sees."""
+        keep = [name in names for name in self.features]
         return replace(
             self,
-            features={name: x if name in names else torch.zeros_like(x) for name, x in self.features.items()},
-            masks={name: mask if name in names else torch.zeros_like(mask) for name, mask in self.masks.items()},
-            present=self.present & keep,
+            features={name: x for name, x in self.features.items() if name in names},
+            masks={name: mask for name, mask in self.masks.items() if name in names},
+            present=self.present[:, torch.tensor(keep)],
         )
 
 

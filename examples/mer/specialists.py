@@ -75,7 +75,8 @@ def describe_specialists(results: Iterable[Result], *, seeds: int = 1, epochs: i
     limit = "as many epochs as the run" if epochs is None else f"{epochs} epochs (`--specialist-epochs`)"
     return (
         f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run, without "
-        f"modality dropout and views of fewer modalities, selected by that subset's validation rows; at most {limit}, {span} were trained."
+        f"modality dropout and views of fewer modalities, selected by that subset's validation rows; "
+        f"at most {limit}, {span} were trained."
     )
 
 

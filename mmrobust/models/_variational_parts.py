@@ -80,12 +80,20 @@ def encode(encoders: nn.ModuleList, x: ModalityInputs, visible: Tensor | None) -
 def fuse(
     fusion: nn.Module, attention: nn.Module | None, seen: Tensor, std: Tensor, kept: Tensor, exclude: bool
 ) -> tuple[Tensor, Tensor]:
-    """Weigh vectors ``(B, M, H)`` by their stds, add them up, and look back at them."""
+    """Weigh vectors ``(B, M, H)`` by their stds, add them up, and look back at them.
+
+    Stds ``(B, M, 1)`` are the same in all dimensions, which spares the logarithms of most.
+    """
     visible = kept if exclude else None
     if visible is None:
         seen = zero_missing(seen, kept)
         std = torch.where(kept.unsqueeze(-1), widen(std), _PUBLISHED_ABSENT_STD)
-    fused, weights = fusion(seen, std, visible)
+    if std.shape[-1] == 1 and isinstance(fusion, UncertaintyWeightedFusion):
+        weights = fusion.weights(std, visible)
+        weights = weights.expand_as(seen) if weights.dim() == 3 else weights
+        fused = weighted_sum(seen, weights, visible)
+    else:
+        fused, weights = fusion(seen, std.expand_as(seen), visible)
     if attention is not None:
         fused = attention(fused, seen, weights.mean(-1) if weights.dim() == 3 else weights, visible)
     return fused, weights
@@ -120,9 +128,10 @@ def check_views(where: str, views: Tensor, present: Tensor) -> Tensor:
 
 def repeat_views(kept: Tensor, seen: Tensor, std: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Repeat ``(B, M, H)`` for every view, as ``(V * B, M, H)``; what a view ``(V, B, M)`` lacks is nothing known."""
-    keep = kept.flatten(0, 1)
-    seen, std, mu = (part.repeat(len(kept), 1, 1) for part in (seen, std, mu))
-    return zero_missing(seen, keep), torch.where(keep.unsqueeze(-1), std, 1.0), zero_missing(mu, keep)
+    keep = kept.unsqueeze(-1)  # (V, B, M, 1)
+    means = torch.where(keep, mu, 0.0).flatten(0, 1)
+    vectors = means if seen is mu else torch.where(keep, seen, 0.0).flatten(0, 1)
+    return vectors, torch.where(keep, std, 1.0).flatten(0, 1), means
 
 
 def unflatten_views(output: FusionClassifierOutput, sizes: torch.Size) -> FusionClassifierOutput:

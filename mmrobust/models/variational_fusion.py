@@ -262,7 +262,7 @@ class VariationalFusionClassifier(nn.Module):
         seen, std = latent.z if self.classify_from == "sample" else latent.mu, latent.std
         if quality is not None:
             factor = (0.5 * widen(quality)).exp().unsqueeze(-1)
-            std = (factor.expand_as(std) if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
+            std = (factor if self.quality_mode == "replace" else widen(std) * factor).to(std.dtype)
         present, mu = kept & x.present, latent.mu
         if views:
             seen, std, mu = repeat_views(kept, seen, std, mu)
@@ -272,7 +272,7 @@ class VariationalFusionClassifier(nn.Module):
         if self.training:
             first = kept[0] if views else kept
             aux_loss = self._aux_loss(x, targets, latent, quality, weights[: len(first)], first if exclude else None)
-        output = FusionClassifierOutput(features, logits, values, aux_loss, weights, mu, std, present)
+        output = FusionClassifierOutput(features, logits, values, aux_loss, weights, mu, std.expand_as(mu), present)
         return unflatten_views(output, kept.shape[:2]) if views else output
 
     def _aux_loss(
