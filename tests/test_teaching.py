@@ -103,10 +103,10 @@ class TestWhatIsLearnt:
         assert logvar(silent, torch.zeros_like(clean)).mean() > 3
         unspoilt = taught(x, rate=0.0)
         assert logvar(unspoilt, torch.zeros_like(clean)).mean() < 0.5
-        gentle, harsh = (taught(x, kinds=["noise"], snr_db=(snr, snr)) for snr in (10.0, -10.0))
-        noisy = add_noise(clean, 10.0, generator=generator(4))
-        assert precision(gentle, noisy) > 0.8
-        assert precision(harsh, add_noise(clean, -10.0, generator=generator(4))) < 0.2
+        gentle, harsh = (taught(x, kinds=["noise"], snr_db=(snr, snr)) for snr in (20.0, -10.0))
+        loud = add_noise(clean, -10.0, generator=generator(4))
+        assert precision(gentle, loud) > 0.8
+        assert precision(harsh, loud) < 0.2
 
 
 class TestGroups:
@@ -132,12 +132,14 @@ class TestGroups:
         assert not torch.equal(dealt[0], dealt[2])
 
     def test_a_fold_is_measured_without_its_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No reference that a row is compared with in teaching has seen the row, or another one of its group."""
+        """Each row is compared with a reference that saw neither it nor another of its group, and with the whole one."""
         from mmrobust.quality import _teaching
 
         x, groups = rows(60, 6, 2, 0), torch.arange(60) // 10
         number = {tuple(row): index for index, row in enumerate(x.tolist())}
         seen: list[set[int]] = []
+        apart: set[int] = set()
+        whole: set[int] = set()
         fit, forward = _teaching.ReferenceBuffers.fit, _teaching.ReferenceBuffers.forward
 
         def watched_fit(self: Any, x: Tensor, mask: Tensor, fitting: Any) -> None:
@@ -147,7 +149,11 @@ class TestGroups:
         def watched(self: Any, x: Tensor, mask: Tensor) -> Tensor:
             known = {int(groups[number[tuple(row)]]) for row in x.tolist() if tuple(row) in number}
             assert known
-            assert not known & seen[-1]
+            if self is quality.references[0]:
+                whole.update(known)
+            else:
+                assert not known & seen[-1]
+                apart.update(known)
             return forward(self, x, mask)
 
         quality = ModalityQuality([6])
@@ -156,6 +162,7 @@ class TestGroups:
         monkeypatch.setattr(_teaching.ReferenceBuffers, "forward", watched)
         quality.teach([x], groups=groups, **{**QUICK, "folds": 4})
         assert len(seen) == 4
+        assert apart == whole == set(range(6))
         assert all(len(groups) in (4, 5) for groups in seen)
 
     def test_a_new_group_looks_cleaner_when_groups_are_told(self) -> None:
@@ -167,7 +174,8 @@ class TestGroups:
         groups = torch.arange(12).repeat_interleave(60)
         alone, told = taught(x), taught(x, groups=groups)
         assert logvar(told, new).mean() < 0.6 * logvar(alone, new).mean()
-        # And what is spoilt is still found.
+        # Rows that it was fitted on are clean too, and what is spoilt is still found.
+        assert logvar(told, x).mean() < 0.1
         spoilt = add_noise(new, -10.0, generator=generator(1))
         assert auroc(logvar(told, new), logvar(told, spoilt)) > 0.95
         assert logvar(told, torch.zeros_like(new)).mean() > 3

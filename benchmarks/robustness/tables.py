@@ -138,7 +138,7 @@ def difference_table(
         compared = [compare_measure(frame, config, reference, measure) for measure in measures]
         if config != reference:
             pairs = max(summary.runs for summary in compared)
-            lines.append([str(config), str(pairs), *map(_difference_cell, compared)])
+            lines.append([str(config), str(pairs), *map(write_difference, compared)])
     return markdown(["config", "pairs", *(measure.title for measure in measures)], lines)
 
 
@@ -242,7 +242,7 @@ def write_cell(summary: Summary, measure: Measure, *, spread: bool = True) -> st
     return f"{summary.mean:.3f}{sd}{_interval(summary, '.3f')}{name}"
 
 
-def _difference_cell(summary: Summary) -> str:
+def write_difference(summary: Summary) -> str:
     if math.isnan(summary.mean):
         return NOTHING
     cell = f"{summary.mean:+.3f}{_interval(summary, '+.3f')}"

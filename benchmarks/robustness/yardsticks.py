@@ -47,10 +47,10 @@ def yardstick_table(frame: pd.DataFrame, score: str = "weighted_f1") -> str:
     columns: dict[str, Callable[[pd.DataFrame], str]] = {
         "mean regret": lambda runs: _summary(runs, Measure("", regret, "mean")),
         "worst subset regret": lambda runs: _summary(runs, Measure("", regret, "highest")),
-        f"subsets with regret > {MARGIN:.3f}": lambda runs: _count(runs, regret, lambda one: one.low > MARGIN),
+        f"subsets with regret > {MARGIN:.3f}": lambda runs: count_lost(runs, regret),
         "mean gap": lambda runs: _summary(runs, Measure("", gap, "mean")),
         "worst gap": lambda runs: _summary(runs, Measure("", gap, "lowest")),
-        "corruptions with gap < 0": lambda runs: _count(runs, gap, lambda one: one.high < 0),
+        "corruptions with gap < 0": lambda runs: count_below_zero(runs, gap),
     }
     lines = [
         [str(config), str(len(runs)), *(write(runs) for write in columns.values())]
@@ -61,6 +61,16 @@ def yardstick_table(frame: pd.DataFrame, score: str = "weighted_f1") -> str:
 
 def _summary(runs: pd.DataFrame, measure: Measure) -> str:
     return write_cell(summarize_measure(runs, measure), measure, spread=False) if measure.columns else NOTHING
+
+
+def count_lost(runs: pd.DataFrame, regret: Sequence[str]) -> str:
+    """Say how many regrets lie above `MARGIN` with their whole interval."""
+    return _count(runs, regret, lambda one: one.low > MARGIN)
+
+
+def count_below_zero(runs: pd.DataFrame, gap: Sequence[str]) -> str:
+    """Say how many gaps lie below zero with their whole interval."""
+    return _count(runs, gap, lambda one: one.high < 0)
 
 
 def _count(runs: pd.DataFrame, columns: Sequence[str], lost: Callable[[Summary], bool]) -> str:

@@ -22,7 +22,7 @@ from .arguments import (
     label_of,
     split_overrides,
 )
-from .build import build_model
+from .build import FROM_DATA
 from .cli import MerCLI, store_config
 from .data import MultimodalData
 from .jobs import Job, Outcome, Result, fingerprint, run_jobs
@@ -31,6 +31,7 @@ from .origin import check_free
 from .predict import list_tests
 from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
+from .task import FusionTask
 
 ALL = (
     "baseline",
@@ -64,11 +65,14 @@ def ablate_command(args: Sequence[str]) -> None:
     parser.add_argument("--data-config", help="name in configs/data or YAML file; put after each configuration")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="default: 0 1 2 3 4")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
-    parser.add_argument("--reference", help=f"compare with this one (default: {REFERENCE}, if it is among them)")
+    parser.add_argument(
+        "--reference", type=label_of, help=f"compare with this one (default: {REFERENCE}, if it is among them)"
+    )
     parser.add_argument("--by-seed", action="store_true", help="run each seed on one fold only, in turn")
     parser.add_argument(
         "--regret",
         nargs="*",
+        type=label_of,
         metavar="CONFIG",
         help="also train specialists for every subset, of these configurations (default: of all)",
     )
@@ -91,7 +95,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     runs = [job for job, _ in planned]
     folder, epochs = given.out / "specialists", given.specialist_epochs
     specialists = {
-        job.path: specialist_jobs(job, config, tuple(data.modalities), folder, epochs=epochs)
+        job.path: specialist_jobs(job, config, tuple(data.in_features), folder, epochs=epochs)
         if wants_regret(job, given)
         else {}
         for job, config in planned
@@ -110,6 +114,16 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, l
     return finish(results, failures, len(jobs), given, list_tests(data), notes)
 
 
+def check_regret(given: argparse.Namespace, configs: Sequence[str]) -> None:
+    """Raise if specialists are asked for beside runs that there are not."""
+    for name in given.regret or ():
+        check_reference("ablate", name, configs, "--regret")
+    if given.regret_seeds and given.regret is None:
+        raise ValueError("ablate: --regret-seeds needs --regret")
+    for seed in given.regret_seeds or ():
+        check_reference("ablate", seed, given.seeds, "--regret-seeds")
+
+
 def wants_regret(job: Job, given: argparse.Namespace) -> bool:
     """Tell whether specialists are asked for beside this run."""
     if given.regret is None or (given.regret and job.config not in given.regret):
@@ -125,8 +139,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Plan
     files = {label_of(name): find_variant(name) for name in given.configs}
     if len(files) < len(given.configs):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(map(label_of, given.configs))}")
-    for name in given.regret or ():
-        check_reference("ablate", name, list(files), "--regret")
+    check_regret(given, list(files))
     shared = [find_config(given.data_config, CONFIGS / "data")] if given.data_config else []
     check_reference("ablate", given.reference, list(files))
     data: MultimodalData | None = None
@@ -146,10 +159,8 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Plan
 
 
 def _check(file: Path, cli: MerCLI, data: MultimodalData, folds: Sequence[int]) -> None:
-    settings = cli.config.model
-    sizes = {"num_classes": data.num_classes, "num_values": data.num_values, "sequences": data.sequences}
     try:
-        build_model(settings.family, settings.options, data.in_features, **sizes)
+        FusionTask(**{**vars(cli.config.model), **{name: getattr(data, name) for name in FROM_DATA}})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
     for fold in folds:

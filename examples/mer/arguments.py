@@ -55,10 +55,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--specialist-epochs", type=count, help="epochs of a specialist (default: as the run)")
 
 
-def check_reference(command: str, reference: str | None, configs: Sequence[str], option: str = "--reference") -> None:
-    """Raise unless `reference` is None or the name of one of the configurations."""
-    if reference is not None and reference not in configs:
-        names = ", ".join(dict.fromkeys(configs))
+def check_reference(command: str, reference: object, runs: Sequence[object], option: str = "--reference") -> None:
+    """Raise unless `reference` is None or one of the configurations (or seeds) of the runs."""
+    if reference is not None and reference not in runs:
+        names = ", ".join(dict.fromkeys(map(str, runs)))
         raise ValueError(f"{command}: {option}: expected one of {names}, got {reference!r}")
 
 

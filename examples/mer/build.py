@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from torch import nn
 
 from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
 from mmrobust.models import AttentionFusionClassifier, VariationalFusionClassifier
+
+from .selection import VIEWS
 
 FAMILIES: dict[str, type[nn.Module]] = {
     "attention": AttentionFusionClassifier,
@@ -43,6 +46,28 @@ def build_loss(loss: str, options: Mapping[str, Any] | None) -> nn.Module:
     if loss == "cross_entropy":
         options = {**options, "smoothing": 0.0}
     return kind(**options, ignore_index=-1)
+
+
+def check_training(settings: Mapping[str, Any], selection: Sequence[str], absence: str) -> None:
+    """Check the settings of a task that are not the model's, each by itself and with the others.
+
+    Raises:
+        ValueError: naming the first that is wrong.
+    """
+    for view in selection:
+        check_choice("model.selection", view, dict.fromkeys(VIEWS))
+    check_choice("model.select_by", settings["select_by"], dict.fromkeys(("combined", "likelihood")))
+    for name, high in (("views", inf), ("full_weight", 1.0), ("average", 1.0), ("consistency", inf)):
+        check_number(f"model.{name}", settings[name], 0, high)
+    views, family = settings["views"], settings["family"]
+    if views and family != "variational":
+        raise ValueError(f"model.views: expected 0 with family {family}, got {views}")
+    if views and absence != "exclude":
+        raise ValueError(f"model.views: expected 0 with absence {absence}, got {views}")
+    if settings["consistency"] > 0 and not settings["average"]:
+        raise ValueError(f"model.consistency: expected 0 without model.average, got {settings['consistency']}")
+    if settings["calibrate"] and set(selection) == {"corrupt"}:
+        raise ValueError("model.calibrate: expected 'clean' or 'subset' in model.selection, got only 'corrupt'")
 
 
 def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:

@@ -22,11 +22,13 @@ def detector_view(train: MultimodalSet, test: MultimodalSet, *, seed: int = 0) -
         seed: as in `corrupted_predictions`, whose noise this is.
 
     Returns:
-        AUROC of each statistic by "modality:corruption", and the best of residual, Mahalanobis and nearest.
+        AUROC of each statistic by "modality:corruption"; near 0 tells as well as near 1, by being low.
     """
     view: View = {}
     for index, name in enumerate(test.features):
         rows, mask = test.present[:, index], test.masks.get(name)
+        if not rows.any():
+            continue
         reference = _fit(train, name, index)
         clean, steps = test.features[name][rows], None if mask is None else mask[rows]
         before = novelty_statistics(clean, reference, steps)
@@ -34,12 +36,10 @@ def detector_view(train: MultimodalSet, test: MultimodalSet, *, seed: int = 0) -
             generator = torch.Generator().manual_seed(seed * 1000 + index)
             spoilt, changed = corrupt(clean, steps, corruption, generator)
             after = novelty_statistics(spoilt, reference, changed)
-            found = {
+            view[f"{name}:{corruption.label}"] = {
                 statistic: auroc(after[:, column].numpy(), before[:, column].numpy())
                 for column, statistic in enumerate(STATISTICS)
             }
-            found["best"] = max(found[statistic] for statistic in STATISTICS if statistic != "energy")
-            view[f"{name}:{corruption.label}"] = found
     return view
 
 

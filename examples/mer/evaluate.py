@@ -1,57 +1,29 @@
-"""The `evaluate` command: all robustness views of trained checkpoints, folds of one seed averaged as an ensemble."""
+"""The `evaluate` command: all robustness views of trained checkpoints; folds of one seed, or all, as an ensemble."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 
 from .ablate import complete
 from .arguments import Arguments, add_run_arguments, check_reference, check_score, count, split_overrides
-from .checkpoints import check_fits, load_checkpoint
-from .cli import MerCLI, store_config
-from .data import MultimodalData
 from .jobs import Job, Result, comparable, fingerprint
-from .normalize import Standardizer, describe_features
+from .normalize import describe_features
 from .origin import check_origin, origin_of, write_origin
-from .predict import Member, list_tests, predictor, views_on_tests
+from .predict import list_tests, views_on_tests
 from .reporting import report, show
 from .specialists import add_regret, describe_specialists, specialist_jobs
-from .task import FusionTask
+from .trained import Trained, check_ensemble, combine, describe_ensemble, open_checkpoint
 
-# The settings of the data that decide which rows are for training.
-SPLITTING = ("fold", "folds", "fold_array", "group", "split", "split_values", "split_seed")
 # The arguments that decide what is measured, besides the checkpoints.
-MEASURED = ("views", "draws", "no_regret", "specialist_seeds", "specialist_epochs")
-ENSEMBLE = -1  # the fold of a row that stands for all folds of a seed
-
-
-class Trained(NamedTuple):
-    """A checkpoint with the task it holds and the data it was trained on."""
-
-    path: Path
-    checkpoint: dict[str, Any]
-    cli: MerCLI
-    words: tuple[str, ...]
-
-    @property
-    def task(self) -> FusionTask:
-        return self.cli.model
-
-    @property
-    def data(self) -> MultimodalData:
-        return self.cli.datamodule
-
-    @property
-    def key(self) -> tuple[str, int, tuple[str, ...]]:
-        """What the members of an ensemble share: configuration, seed and the rows they are tested on."""
-        ids = self.data.sets[list_tests(self.data)[0]].ids
-        return self.checkpoint["config_name"], self.cli.config.seed_everything, tuple(ids)
+MEASURED = ("views", "draws", "no_regret", "ensemble", "specialist_seeds", "specialist_epochs")
+ENSEMBLE = "ensemble"  # the configuration of a row that stands for all checkpoints
+SEVERAL = -1  # the seed or fold of a row that stands for more than one
 
 
 def evaluate_command(args: Sequence[str]) -> None:
@@ -63,6 +35,11 @@ def evaluate_command(args: Sequence[str]) -> None:
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, help="best.ckpt of one or more runs")
     parser.add_argument("--specialist-seeds", type=count, default=1, help="specialists per subset (default: 1)")
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="all checkpoints together are one model, the mean of their class probabilities; without regret",
+    )
     parser.add_argument("--no-regret", action="store_true", help="train no specialists")
     parser.add_argument("--reference", help="configuration to compare with")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of other checkpoints in --out")
@@ -81,17 +58,15 @@ def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path,
         check_origin(given.out, origin)
     torch.set_num_threads(given.threads)
     trained = [open_checkpoint(path, overrides, given.out) for path in given.checkpoints]
-    check_alike(trained)
-    check_reference("evaluate", given.reference, [one.checkpoint["config_name"] for one in trained])
+    groups = gather(trained, given)
     for one in trained:
         check_score("evaluate", given.score, one.data)
-    groups: dict[Any, list[Trained]] = {}
-    for one in trained:
-        groups.setdefault(one.key, []).append(one)
-    results = [evaluate_group(members, given) for members in groups.values()]
-    notes = {"": describe_features({one.checkpoint["config_name"]: vars(one.cli.config.data) for one in trained})}
-    if "subset" in given.views and not given.no_regret:
-        notes["regret"] = regret(list(groups.values()), results, given)
+    results = [evaluate_group(members, given) for members in groups]
+    notes = {"": describe_features({one.name: vars(one.cli.config.data) for one in trained})}
+    if given.ensemble:
+        notes[""] += f" {describe_ensemble(trained)}"
+    elif "subset" in given.views and not given.no_regret:
+        notes["regret"] = regret(groups, results, given)
     parts = list_tests(trained[0].data)
     write_origin(given.out, origin, pending=True)
     written = report(results, given.out, parts=parts, score=given.score, reference=given.reference, notes=notes)
@@ -99,11 +74,29 @@ def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path,
     return written
 
 
+def gather(trained: Sequence[Trained], given: argparse.Namespace) -> list[list[Trained]]:
+    """Check which checkpoints are one model, a row of the table, and put them together."""
+    if given.ensemble:
+        check_ensemble(trained)
+        check_reference("evaluate", given.reference, [ENSEMBLE])
+        return [list(trained)]
+    check_alike(trained)
+    check_reference("evaluate", given.reference, [one.name for one in trained])
+    groups: dict[Any, list[Trained]] = {}
+    for one in trained:
+        groups.setdefault(one.key, []).append(one)
+    for members in groups.values():
+        if len({member.cli.config.data.fold for member in members}) < len(members):
+            paths = ", ".join(str(member.path) for member in members)
+            raise ValueError(f"evaluate: expected one checkpoint per configuration, seed and fold, got {paths}")
+    return list(groups.values())
+
+
 def check_alike(trained: Sequence[Trained]) -> None:
     """Raise if checkpoints of one configuration's name have other settings: a table would average over both."""
     first: dict[str, tuple[Path, dict[str, Any]]] = {}
     for one in trained:
-        name, settings = one.checkpoint["config_name"], comparable(one.cli)
+        name, settings = one.name, comparable(one.cli)
         path, other = first.setdefault(name, (one.path, settings))
         for key in [*settings, *other]:
             if settings.get(key) != other.get(key):
@@ -113,58 +106,26 @@ def check_alike(trained: Sequence[Trained]) -> None:
                 )
 
 
-def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:
-    """Rebuild data and task from the configuration that the checkpoint holds."""
-    checkpoint = load_checkpoint(path)
-    config: str = checkpoint["config"]
-    # A file, as specialists are trained from the same words in other processes.
-    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
-    words = ("--config", str(store_config(config, out / "configs" / name)), *overrides)
-    cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
-    check_split(path, yaml.safe_load(config)["data"], vars(cli.config.data))
-    check_fits(path, checkpoint, cli.model)
-    cli.model.load_state_dict(checkpoint["state_dict"])
-    return Trained(path, checkpoint, cli, words)
-
-
-def check_split(path: Path, trained: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise if another split is asked for than the checkpoint was trained with: its test rows were training rows."""
-    for name in SPLITTING:
-        if name in trained and trained[name] != asked.get(name):
-            raise ValueError(
-                f"evaluate: {path}: was trained with --data.{name} {trained[name]}, so that the test rows of "
-                f"{asked.get(name)} may be its training rows; evaluate it as it was trained"
-            )
-
-
 def evaluate_group(members: Sequence[Trained], given: argparse.Namespace) -> Result:
-    """Evaluate one run, or the folds of one seed together, on the test rows that they share."""
+    """Evaluate one run, the folds of one seed together or an ensemble, on the test rows that they share."""
     first = members[0]
-    if len({member.cli.config.data.fold for member in members}) < len(members):
-        paths = ", ".join(str(member.path) for member in members)
-        raise ValueError(f"evaluate: expected one checkpoint per configuration, seed and fold, got {paths}")
-    if len(members) > 1 and first.data.normalize == "train":
-        own = [standardizer_of(member) for member in members]
-        predict = predictor([Member(one.task, scale) for one, scale in zip(members, own, strict=True)], own[0])
-    else:
-        predict = predictor([Member(member.task) for member in members])
+    predict = combine(members, probabilities=given.ensemble)
     views = views_on_tests(predict, first.data, views=given.views, draws=given.draws)
     validation = [member.checkpoint["validation"] for member in members]
-    views["val"] = {"": {name: sum(one[name] for one in validation) / len(members) for name in validation[0]}}
+    shared = [name for name in validation[0] if all(name in one for one in validation)]
+    views["val"] = {"": {name: sum(one[name] for one in validation) / len(members) for name in shared}}
     return {
-        "config": first.checkpoint["config_name"],
+        "config": ENSEMBLE if given.ensemble else first.name,
         "data": Path(first.data.root).stem,
-        "seed": first.cli.config.seed_everything,
-        "fold": first.cli.config.data.fold if len(members) == 1 else ENSEMBLE,
+        "seed": _shared([member.cli.config.seed_everything for member in members]),
+        "fold": _shared([member.cli.config.data.fold for member in members]),
         "best_epoch": first.checkpoint["epoch"] if len(members) == 1 else None,
         "views": views,
     }
 
 
-def standardizer_of(member: Trained) -> Standardizer:
-    """Measure the training rows of a member as its data module did."""
-    raw = MerCLI([*member.words, "--data.normalize", "none"], trainer={"enable_progress_bar": False}).datamodule
-    return Standardizer.fit(raw.sets["train"])
+def _shared(numbers: Sequence[int]) -> int:
+    return numbers[0] if len(set(numbers)) == 1 else SEVERAL
 
 
 def regret(groups: Sequence[Sequence[Trained]], results: Sequence[Result], given: argparse.Namespace) -> str:
@@ -192,7 +153,7 @@ def _specialists(members: Sequence[Trained], given: argparse.Namespace) -> dict[
 
 
 def _specialists_of(member: Trained, offset: int, given: argparse.Namespace) -> dict[str, Job]:
-    name, settings = member.checkpoint["config_name"], member.cli.config
+    name, settings = member.name, member.cli.config
     run = Job(
         config=name,
         data=Path(member.data.root).stem,
@@ -203,4 +164,4 @@ def _specialists_of(member: Trained, offset: int, given: argparse.Namespace) -> 
         fingerprint=fingerprint(member.cli),
     )
     config, folder = yaml.safe_load(member.cli.stored), given.out / "specialists"
-    return specialist_jobs(run, config, tuple(member.data.modalities), folder, epochs=given.specialist_epochs)
+    return specialist_jobs(run, config, tuple(member.data.in_features), folder, epochs=given.specialist_epochs)

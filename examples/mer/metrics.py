@@ -54,7 +54,8 @@ class FusionMetrics(nn.Module):
         )
         self.error = MaskedSquaredError() if with_values else None
         self.broken = SumMetric()
-        self.surprise, self.rows = SumMetric(), SumMetric()
+        # What is not a number is counted by `broken`, and says so in `compute`.
+        self.surprise, self.rows = SumMetric("ignore"), SumMetric()
 
     def update(self, logits: Tensor, label: Tensor, values: Tensor | None = None, score: Tensor | None = None) -> None:
         """Add a batch: logits (B, C), label (B,) with -1 = none, values (B,), score (B,) with NaN = none."""
@@ -69,7 +70,7 @@ class FusionMetrics(nn.Module):
         """Return the metrics by name.
 
         `combined` is weighted F1 - 0.25 * MSE, or weighted F1 without known scores; `loss` the cross-entropy plus the
-        weighted MSE.
+        weighted MSE. Both are NaN for a model with logits that are not finite.
         """
         result = dict(self.classes.compute())
         result["loss"] = (self.surprise.compute() / self.rows.compute()).float()
@@ -82,7 +83,8 @@ class FusionMetrics(nn.Module):
             result["combined"] = result["combined"] - MSE_SHARE * torch.where(known, error, 0.0)
             result["loss"] = result["loss"] + self.value_weight * torch.where(known, error, 0.0)
         # NaN logits have an argmax too: a model that diverged must not look like one that always says class 0.
-        result["combined"] = result["combined"].where(self.broken.compute() == 0, torch.nan)
+        for name in ("combined", "loss"):
+            result[name] = result[name].where(self.broken.compute() == 0, torch.nan)
         return result
 
     def reset(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,12 +34,16 @@ class Member(NamedTuple):
     own: Standardizer | None = None
 
 
-def predictor(members: Sequence[Member], shared: Standardizer | None = None) -> Predict:
-    """Make a function that averages the outputs of several models (logits, not probabilities, as in MERBench).
+def predictor(members: Sequence[Member], shared: Standardizer | None = None, *, probabilities: bool = False) -> Predict:
+    """Make a function that averages the outputs of several models, each with its moving average and temperature.
+
+    What not all of them have (values, weights, stds) is left out.
 
     Args:
-        members: the models, in evaluation mode.
+        members: the models.
         shared: the standardisation of the features that the function will be given; None with members that use it.
+        probabilities: whether class probabilities are averaged, whose logarithms the logits then are; else the logits
+            are, as in MERBench.
 
     Returns:
         The function; it runs where the models are and answers on the CPU.
@@ -46,10 +51,18 @@ def predictor(members: Sequence[Member], shared: Standardizer | None = None) -> 
 
     def predict(features: dict[str, Tensor], present: Tensor, masks: dict[str, Tensor]) -> Prediction:
         answers = [_answer(member, shared, features, present, masks) for member in members]
-        columns = zip(*answers, strict=True)
-        return Prediction(*(None if parts[0] is None else torch.stack(parts).mean(0) for parts in columns))
+        mean = Prediction(*(_mean(parts) for parts in zip(*answers, strict=True)))
+        if not probabilities:
+            return mean
+        logs = torch.stack([answer.logits for answer in answers]).log_softmax(-1)
+        return mean._replace(logits=logs.logsumexp(0) - math.log(len(answers)))
 
     return predict
+
+
+def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).mean(0) if len(known) == len(parts) else None
 
 
 def _answer(

@@ -15,9 +15,9 @@ from mmrobust.models import FusionClassifierOutput
 from mmrobust.presence import presence_views
 
 from .average import AveragedModel
-from .build import build_loss, build_model, check_choice, check_number
+from .build import build_loss, build_model, check_training
 from .metrics import FusionMetrics
-from .selection import VIEWS, Look, looks
+from .selection import Look, looks
 
 Batch = dict[str, Any]
 
@@ -50,7 +50,7 @@ class FusionTask(LightningModule):
             `value_weight` times the squared error. It tells neighbouring epochs apart with less noise than F1.
         views: number of subsets of the modalities that each training batch is also classified by, all from one
             encoding; 0 = none. Instead of modality dropout, and only for the variational family.
-        full_weight: share of the batch as it is in the loss, the subsets share the rest; with `views`.
+        full_weight: share of the batch as it is in the loss, the subsets share the rest; None = all views count alike.
         teach_quality: whether the model's quality networks learn before the training, on spoilt training rows; groups
             of the data stay together.
         average: decay of a moving average of the weights, which is what is validated, selected and tested; 0 = none.
@@ -67,7 +67,7 @@ class FusionTask(LightningModule):
         min_lr: the learning rate never falls below this.
 
     Raises:
-        ValueError: for an unknown family, loss or option, or one that is missing.
+        ValueError: for an unknown family, loss or option, one that is missing, or settings that exclude each other.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class FusionTask(LightningModule):
         selection: list[Literal["clean", "subset", "corrupt"]] | None = None,
         select_by: Literal["combined", "likelihood"] = "combined",
         views: int = 0,
-        full_weight: float = 0.5,
+        full_weight: float | None = None,
         teach_quality: bool = False,
         average: float = 0.0,
         consistency: float = 0.0,
@@ -106,19 +106,10 @@ class FusionTask(LightningModule):
         )
         self.classification_loss = build_loss(loss, loss_options)
         self.selection = tuple(selection or ["clean"])
-        for view in self.selection:
-            check_choice("model.selection", view, dict.fromkeys(VIEWS))
-        check_choice("model.select_by", select_by, dict.fromkeys(("combined", "likelihood")))
-        check_number("model.views", views, 0, float("inf"))
-        check_number("model.full_weight", full_weight, 0.0, 1.0)
-        check_number("model.average", average, 0.0, 1.0)
-        if views and family != "variational":
-            raise ValueError(f"model.views: expected 0 with family {family}, got {views}")
+        check_training(self.hparams, self.selection, self.model.absence)
         self.metrics = nn.ModuleDict(
             {view: FusionMetrics(num_classes, num_values > 0, value_weight) for view in self.selection}
         )
-        if consistency > 0 and not average:
-            raise ValueError(f"model.consistency: expected 0 without model.average, got {consistency}")
         self.select_by, self.views, self.full_weight, self.consistency = select_by, views, full_weight, consistency
         self.teach_quality, self.value_weight = teach_quality, value_weight
         self.averaged = AveragedModel(self.model, average) if average else None
@@ -159,20 +150,18 @@ class FusionTask(LightningModule):
         logits, values, score = output.logits, output.values, batch.get("score")
         if logits.dim() == 2:
             return self._row_loss(logits, values, batch["label"], score)
-        others = len(logits) - 1
+        count = len(logits)
+        full = 1.0 / count if self.full_weight is None or count == 1 else self.full_weight
         losses = [
             weight
             * self._row_loss(
                 logits[part].flatten(0, 1),
                 None if values is None else values[part].flatten(0, 1),
-                batch["label"].repeat(count),
-                None if score is None else score.repeat(count),
+                batch["label"].repeat(views),
+                None if score is None else score.repeat(views),
             )
-            for part, count, weight in (
-                (slice(0, 1), 1, self.full_weight if others else 1.0),
-                (slice(1, None), others, 1.0 - self.full_weight),
-            )
-            if count
+            for part, views, weight in ((slice(0, 1), 1, full), (slice(1, None), count - 1, 1.0 - full))
+            if views
         ]
         return torch.stack(losses).sum()
 
@@ -199,6 +188,8 @@ class FusionTask(LightningModule):
             labels = label.repeat(repeats)
             scores = None if score is None else score.repeat(repeats)
             for name, rows, (logits, values) in zip(look.names, look.rows, self._answers(look), strict=True):
+                if not rows.any():
+                    continue
                 values = None if values is None else values[rows, 0]
                 self.metrics[name].update(logits[rows], labels[rows], values, None if scores is None else scores[rows])
                 if self.temperature is not None and name != "corrupt":
@@ -218,9 +209,10 @@ class FusionTask(LightningModule):
         return found
 
     def on_validation_epoch_end(self) -> None:
-        found = {view: metrics.compute() for view, metrics in self.metrics.items()}
+        # A data set of one modality has no other subsets.
+        found = {view: metrics.compute() for view, metrics in self.metrics.items() if metrics.rows.update_called}
         # The metrics of the first view, which is the clean one unless a configuration leaves it out.
-        named = dict(found[self.selection[0]])
+        named = dict(next(iter(found.values())))
         named |= {f"{view}_combined": scores["combined"] for view, scores in found.items() if len(found) > 1}
         named["combined"] = torch.stack([scores["combined"] for scores in found.values()]).mean()
         named["select"] = named["combined"]
@@ -238,11 +230,12 @@ class FusionTask(LightningModule):
         self.answers.clear()
 
     def on_fit_start(self) -> None:
-        """Show the training rows to a model that reads the quality of its inputs."""
-        if getattr(self.model, "quality", None) is not None:
+        """Show the training rows to a model that reads the quality of its inputs, unless the run is a resumed one."""
+        if getattr(self.model, "quality", None) is not None and self.trainer.ckpt_path is None:
             train = self.trainer.datamodule.sets["train"]
-            more = {"teach": True, "groups": train.group} if self.teach_quality else {}
-            self.model.fit_quality(train.features, train.present, train.masks or None, **more)
+            rows = self.transfer_batch_to_device({**train.batch(slice(None)), "group": train.group}, self.device, 0)
+            more = {"teach": True, "groups": rows["group"]} if self.teach_quality else {}
+            self.model.fit_quality(rows["inputs"], rows["present"], rows["masks"] or None, **more)
         if self.averaged is not None:
             self.averaged.start(self.model)
 

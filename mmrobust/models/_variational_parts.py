@@ -128,10 +128,10 @@ def check_views(where: str, views: Tensor, present: Tensor) -> Tensor:
 
 def repeat_views(kept: Tensor, seen: Tensor, std: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Repeat ``(B, M, H)`` for every view, as ``(V * B, M, H)``; what a view ``(V, B, M)`` lacks is nothing known."""
-    keep = kept.unsqueeze(-1)  # (V, B, M, 1)
-    means = torch.where(keep, mu, 0.0).flatten(0, 1)
-    vectors = means if seen is mu else torch.where(keep, seen, 0.0).flatten(0, 1)
-    return vectors, torch.where(keep, std, 1.0).flatten(0, 1), means
+    keep = kept.flatten(0, 1)  # before and not after the selection: torch.export takes no broadcast that is flattened
+    stds = torch.where(keep.unsqueeze(-1), std.repeat(len(kept), 1, 1), 1.0)
+    means = zero_missing(mu.repeat(len(kept), 1, 1), keep)
+    return means if seen is mu else zero_missing(seen.repeat(len(kept), 1, 1), keep), stds, means
 
 
 def unflatten_views(output: FusionClassifierOutput, sizes: torch.Size) -> FusionClassifierOutput:

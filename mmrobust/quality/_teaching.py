@@ -76,25 +76,44 @@ def _examples(
     teaching: Teaching,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Measure rows, some of them spoilt, against references that were fitted without them."""
-    there = _there(mask)
+    """Measure rows, some of them spoilt: against references fitted without them, and against the one that has them.
+
+    The first is how new rows will be looked at; the second how the training rows are in the training of a model, to
+    which they look more familiar than any new row.
+    """
+    there, parts = _there(mask), []
     fold = deal(there, groups, teaching.folds, generator)
-    scratch, statistics, shares = copy.deepcopy(reference), [], []
     for number in range(int(fold.max()) + 1):
+        scratch = copy.deepcopy(reference)
         scratch.fit(x[fold != number], mask[fold != number], fitting)
-        for rows in torch.split((there & (fold == number)).nonzero().squeeze(1), CHUNK):
-            for _ in range(teaching.draws):
-                spoilt, share = spoil_rows(
-                    x[rows],
-                    teaching.rate,
-                    mask[rows],
-                    kinds=teaching.kinds,
-                    snr_db=teaching.snr_db,
-                    generator=generator,
-                )
-                statistics.append(scratch(spoilt, mask[rows]))
-                shares.append(share)
+        parts += _measured(scratch, x, mask, there & (fold == number), teaching, generator)
+    parts += _measured(reference, x, mask, there, teaching, generator)
+    statistics, shares = zip(*parts, strict=True)
     return widen(torch.cat(statistics)), torch.cat(shares)
+
+
+def _measured(
+    reference: ReferenceBuffers,
+    x: Tensor,
+    mask: Tensor,
+    chosen: Tensor,
+    teaching: Teaching,
+    generator: torch.Generator | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Spoil the chosen rows, several times over; return their statistics and shares."""
+    parts = []
+    for rows in torch.split(chosen.nonzero().squeeze(1), CHUNK):
+        for _ in range(teaching.draws):
+            spoilt, share = spoil_rows(
+                x[rows],
+                teaching.rate,
+                mask[rows],
+                kinds=teaching.kinds,
+                snr_db=teaching.snr_db,
+                generator=generator,
+            )
+            parts.append((reference(spoilt, mask[rows]), share))
+    return parts
 
 
 def count_units(mask: Tensor, groups: Tensor | None) -> int:

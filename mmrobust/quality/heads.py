@@ -119,7 +119,8 @@ class ModalityQuality(nn.Module):
 
         Each network learns the share of the input's power that is signal: with as much noise as signal the precision
         :math:`e^{-\ell}` becomes one half, where nothing of the signal is left it goes to 0. Rows are looked at as new
-        ones will be: those of a fold are compared with references that were fitted without them.
+        ones will be, those of a fold compared with references that were fitted without them, and as training rows are,
+        compared with the reference of :meth:`fit`.
 
         Args:
             features: As in :meth:`fit`, like the next two.

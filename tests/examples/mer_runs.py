@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from examples.mer.__main__ import main
 from examples.mer.cli import MerCLI
+from examples.mer.task import FusionTask
 
 ROWS = 120
-PICTURES = ["corruption.png", "missing_rate.png", "subsets.png", "weights.png"]
+PICTURES = ["corruption.png", "missing_rate.png", "reliability.png", "selective.png", "subsets.png", "weights.png"]
 
 
 def write_toy(path: Path, *, sizes: dict[str, int] | None = None, seed: int = 0, **arrays: Any) -> Path:
@@ -64,6 +66,26 @@ def toy_cli(folder: Path, *words: str, run: str = "run", **changes: Any) -> MerC
         write_toy(root)
     args = ["--config", str(config), "--data.root", str(root), "--trainer.default_root_dir", str(folder / run)]
     return MerCLI([*args, *words], trainer={"enable_progress_bar": False})
+
+
+def make_task(**changes: Any) -> FusionTask:
+    options = {"hidden_features": 8, "dropout": 0.0}
+    settings = {"family": "attention", "options": options, "in_features": {"a": 5, "b": 4}, "num_classes": 3}
+    task = FusionTask(**{**settings, "num_values": 1, **changes})
+    task.log = lambda *args, **options: None
+    return task
+
+
+def make_batch(rows: int = 6, **sizes: int) -> dict[str, Any]:
+    """Make a batch in which one row has no label and two have no score."""
+    sizes = sizes or {"a": 5, "b": 4}
+    return {
+        "inputs": {name: torch.randn(rows, size) for name, size in sizes.items()},
+        "masks": {},
+        "present": torch.ones(rows, len(sizes), dtype=torch.bool),
+        "label": torch.tensor([0, 1, 2, -1, 1, 0])[:rows],
+        "score": torch.tensor([0.5, float("nan"), 1.0, 2.0, float("nan"), -1.0])[:rows],
+    }
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:

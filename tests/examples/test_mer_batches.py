@@ -64,16 +64,25 @@ def test_processes_share_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole == [list(range(11))] * 3
 
 
-def test_only_makes_the_others_absent(tmp_path: Path, rng: Rng) -> None:
-    write_layout(tmp_path, rng, frames=True)
+def test_only_leaves_out_the_others(tmp_path: Path, rng: Rng) -> None:
+    names = write_layout(tmp_path, rng, frames=True)
+    lost = [name for name in names if name.startswith(("train_1", "test1_0"))]
+    for name in lost:
+        (tmp_path / "features" / "text" / f"{name}.npy").unlink()
     full = layout_data(tmp_path, frames="unaligned")
     data = layout_data(tmp_path, frames="unaligned", only=["text"])
-    assert data.in_features == full.in_features
+    assert data.in_features == {"text": full.in_features["text"]}
+    assert data.sequences == ["text"]
     for name, part in data.sets.items():
-        assert part.present.tolist() == [[False, True, False]] * len(part)
-        assert torch.equal(part.features["text"], full.sets[name].features["text"])
-        assert not part.features["audio"].any()
-        assert not part.masks["video"].any()
+        assert list(part.features) == list(part.masks) == ["text"]
+        whole = full.sets[name]
+        keep = [row for row, one in enumerate(whole.ids) if name.startswith("test") or one not in lost]
+        assert part.ids == [whole.ids[row] for row in keep]
+        assert part.present.tolist() == [[one not in lost] for one in part.ids]
+        assert torch.equal(part.features["text"], whole.features["text"][keep])
+        assert torch.equal(part.masks["text"], whole.masks["text"][keep])
+        batch = part.batch([0])
+        assert list(batch["inputs"]) == ["text"] and batch["present"].shape == (1, 1)
 
 
 class Recorder(L.LightningModule):

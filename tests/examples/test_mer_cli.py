@@ -89,7 +89,7 @@ class TestFit:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("model: {famly: attention}", "model: unknown option 'famly'; allowed: classification_loss"),
+            ("model: {famly: attention}", "model: unknown option 'famly'; allowed: average, calibrate, consistency"),
             ("modle: {}", "unknown option 'modle'; allowed: "),
             ("model: [", "not a YAML file"),
             ("just words", "expected a YAML mapping"),
@@ -102,7 +102,7 @@ class TestFit:
         path.write_text(text)
         error = fails(capsys, "fit", *words, "--config", str(path))
         assert str(path) in error
-        assert message.replace("classification_loss", "corruption_kinds") in error
+        assert message in error
 
     def test_rejects_a_checkpoint_that_is_none_or_of_other_sizes(
         self, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

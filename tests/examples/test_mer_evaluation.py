@@ -1,12 +1,8 @@
-"""The commands `evaluate` and `ablate`: what they write, how they go on after an interruption, what they reject."""
+"""The command `evaluate`: what it writes and what it rejects."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks.robustness import read_rows
-from examples.mer import jobs
 from examples.mer.__main__ import main
 from examples.mer.normalize import Standardizer
 from examples.mer.origin import PENDING
@@ -27,16 +22,6 @@ def words(tmp_path: Path) -> list[str]:
     """The configuration and set that most commands here use."""
     config, root = write_config(tmp_path / "toy.yaml"), write_toy(tmp_path / "toy.npz")
     return ["--config", str(config), "--data.root", str(root)]
-
-
-@pytest.fixture
-def ablation(tmp_path: Path) -> list[str]:
-    write_config(tmp_path / "plain.yaml", model__family="attention", model__options={"hidden_features": 8})
-    write_config(tmp_path / "toy.yaml")
-    root = write_toy(tmp_path / "toy.npz")
-    configs = [str(tmp_path / f"{name}.yaml") for name in ("plain", "toy")]
-    return ["ablate", "--configs", *configs, "--data.root", str(root), "--out", str(tmp_path / "out"), "--workers", "1",
-            "--draws", "2", "--reference", "plain"]  # fmt: skip
 
 
 class TestEvaluate:
@@ -166,109 +151,3 @@ class TestEvaluate:
         everything = {"rows", "accuracy", "macro_f1", "weighted_f1", "combined", "valence_mse"}
         expected = {f"test1.{name}" for name in everything}
         assert columns == expected | {f"test3.{name}" for name in ("rows", "macro_f1", "weighted_f1")}
-
-
-class TestAblate:
-    def test_reports_all_runs_and_skips_finished_ones(
-        self, ablation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*ablation, "--seeds", "0", "1"]) == 0
-        printed = capsys.readouterr().out
-        assert "Difference to plain" in printed
-        assert "![" not in printed
-        assert "of at most" not in printed  # no line per epoch
-        out = tmp_path / "out"
-        assert sorted(path.name for path in out.glob("*.png")) == PICTURES
-        rows = read_rows(out / "runs.csv")
-        assert rows[["config", "seed"]].values.tolist() == [["plain", 0], ["plain", 1], ["toy", 0], ["toy", 1]]
-        assert {"val.combined", "test.weighted_f1", "missing[0.9].accuracy"} < set(rows.columns)
-        before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-        write_config(tmp_path / "toy.yaml", model__lr=0.02)
-        assert main([*ablation, "--seeds", "0", "1", "2"]) == 0
-        after = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-        assert len(after) == 6
-        assert {name for name in before if before[name] == after[name]} == {
-            "plain-seed0-fold0.json",
-            "plain-seed1-fold0.json",
-        }
-
-    def test_keeps_finished_runs_when_interrupted(
-        self, ablation: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        real = jobs.execute
-
-        def interrupted(job: jobs.Job) -> jobs.Result:
-            if job.config == "toy":
-                raise KeyboardInterrupt
-            return real(job)
-
-        monkeypatch.setattr(jobs, "execute", interrupted)
-        assert "1 of 2 runs are kept" in fails(capsys, *ablation, "--seeds", "0")
-        kept = tmp_path / "out" / "runs" / "plain-seed0-fold0.json"
-        before = kept.stat().st_mtime_ns
-        monkeypatch.setattr(jobs, "execute", real)
-        assert main([*ablation, "--seeds", "0"]) == 0
-        assert kept.stat().st_mtime_ns == before
-
-    def test_reports_the_others_when_a_run_fails(
-        self, ablation: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        write_config(tmp_path / "toy.yaml", model__lr=1e30)
-        error = fails(capsys, *ablation, "--seeds", "0")
-        assert "1 of 2 runs failed" in error
-        assert "toy seed 0 fold 0" in error
-        assert "diverged" in error
-        assert read_rows(tmp_path / "out" / "runs.csv")["config"].tolist() == ["plain"]
-
-    def test_regret_of_every_subset(self, ablation: list[str], tmp_path: Path) -> None:
-        ablation = ablation[: ablation.index("--reference")]  # the default one is not among these
-        assert main([*ablation, "--seeds", "0", "--regret", "--specialist-epochs", "1", "--views", "subset"]) == 0
-        rows = read_rows(tmp_path / "out" / "runs.csv")
-        assert {"regret[a].accuracy", "regret[b].accuracy", "regret[a+b].accuracy"} < set(rows.columns)
-        one = json.loads((tmp_path / "out" / "specialists" / "toy-seed0-fold0-b.json").read_text())
-        assert len(one["answer"]["logits"]) == 30
-        text = (tmp_path / "out" / "summary.md").read_text()
-        assert "Difference to" not in text
-        assert "at most 1 epochs (`--specialist-epochs`), 1 were trained." in text
-
-    @pytest.mark.parametrize(
-        ("wrong", "message"),
-        [
-            (["--configs", "nonsense"], "expected a YAML file or one of baseline, "),
-            (["--data-config", "nonsense"], "expected a YAML file or one of mer2023, "),
-            (["--folds", "7"], "--folds: expected 0 to 4, got 7"),
-            (["--score", "speed"], "ablate: --score: invalid choice: 'speed'"),
-            (["--score", "valence_mse", "--data.score", "null"], "--score: expected one of weighted_f1, macro_f1, acc"),
-            (["--reference", "nope"], "ablate: --reference: expected one of plain, toy, got 'nope'"),
-            (["--reference", "baseline"], "ablate: --reference: expected one of plain, toy, got 'baseline'"),
-            (["--trainer.max_epochs", "0"], "--trainer.max_epochs: expected at least 1, or -1 for no limit, got 0"),
-            (["--draws", "0"], "ablate: --draws: expected at least 1, got 0"),
-            (["--workers", "0"], "ablate: --workers: expected at least 1, got 0"),
-            (["--threads", "-1"], "ablate: --threads: expected at least 1, got -1"),
-            (["--specialist-epochs", "0"], "ablate: --specialist-epochs: expected at least 1, got 0"),
-            (["--draws", "few"], "ablate: --draws: expected a whole number, got 'few'"),
-            (["--model.options.nonsense", "1"], "plain.yaml: model.options (family attention): unknown option"),
-            (["--data.root", "nowhere.npz"], "nowhere.npz: no such file"),
-            (["--regret", "--views", "missing"], "--regret needs the view 'subset'"),
-        ],
-    )
-    def test_says_in_one_line_what_is_wrong_before_anything_is_trained(
-        self, ablation: list[str], wrong: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert message in fails(capsys, *ablation, *wrong)
-        assert not (tmp_path / "out" / "runs").exists()
-
-    @pytest.mark.slow
-    def test_ctrl_c_in_parallel_processes(self, ablation: list[str], tmp_path: Path) -> None:
-        ablation[ablation.index("--workers") + 1] = "2"
-        command = [sys.executable, "-m", "examples.mer", *ablation, "--trainer.max_epochs", "15"]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as run:
-            assert run.stdout.readline().startswith("[1/10]")
-            os.killpg(run.pid, signal.SIGINT)
-            _, error = run.communicate(timeout=60)
-        assert (run.returncode, error.count("\n"), error[:18]) == (130, 1, "error: interrupted")
-        finished = list((tmp_path / "out" / "runs").glob("*.json"))
-        assert 1 <= len(finished) < 10
-        assert all(json.loads(path.read_text())["views"] for path in finished)

@@ -1,59 +1,48 @@
-"""The training task: loss, metrics, selection, resuming; and the configurations of the experiments."""
+"""The training task: loss, resuming, what a run leaves behind."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
 
-from examples.mer.arguments import CONFIGS
-from examples.mer.cli import MerCLI
 from examples.mer.metrics import FusionMetrics
-from examples.mer.selection import looks
 from examples.mer.task import FusionTask, masked_squared_error
-from tests.examples.mer_runs import ROWS, toy_cli, write_toy
+from mmrobust.presence import presence_views
+from tests.examples.mer_runs import ROWS, make_batch, make_task, toy_cli
 
-PUBLISHED = {
-    "baseline": {"lr": 1e-3, "weight_decay": 1e-5, "optimizer": "adam"},
-    "robust_v1": {"weight_decay": 1e-4, "dropout": 0.5, "modality_dropout": 0.3, "patience": 20},
-    "robust_v2": {"weight_decay": 5e-5, "dropout": 0.4, "modality_dropout": 0.15, "patience": 25},
-    "robust_v3": {"weight_decay": 5e-5, "dropout": 0.35, "modality_dropout": 0.2, "patience": 30, "lr_patience": 15,
-                  "modality_dropout_warmup": 30, "modality_dropout_ramp": 30},
-    "v4_full": {"fusion": "gated", "contrastive_weight": 0.1},
-    "v4_no_contrastive": {"fusion": "gated", "contrastive_weight": 0.0},
-    "v4_no_gate": {"fusion": "uncertainty", "contrastive_weight": 0.1},
-    "v4_pure_vae": {"fusion": "uncertainty", "contrastive_weight": 0.0},
-    "robust": {"family": "variational"},
-}  # fmt: skip
-V4 = {"hidden_features": 128, "dropout": 0.35, "kl_weight": 0.01, "reconstruction_weight": 0.1, "cross_kl_weight": 0.01,
-      "temperature": 1.0, "modality_dropout": 0.15, "modality_dropout_warmup": 20, "modality_dropout_ramp": 20,
-      "lr": 5e-4, "weight_decay": 5e-5, "patience": 30, "lr_patience": 10, "absence": "zero_fill",
-      "weighting": "softmax_inverse_std", "attention": "per_modality", "latent_reduction": "sum",
-      "reconstruct_from": "own", "logvar_bound": "clamp", "symmetric_cross_kl": False}  # fmt: skip
-
-
-def make_task(**changes: object) -> FusionTask:
-    options = {"hidden_features": 8, "dropout": 0.0}
-    settings = {"family": "attention", "options": options, "in_features": {"a": 5, "b": 4}, "num_classes": 3}
-    return FusionTask(**{**settings, "num_values": 1, **changes})
+QUALITY = {"quality": "replace", "attention": "none"}
+ROBUST = {
+    "model__views": 2,
+    "model__teach_quality": True,
+    "model__average": 0.9,
+    "model__consistency": 0.5,
+    "model__calibrate": True,
+    "model__selection": ["clean", "subset"],
+    "model__select_by": "likelihood",
+}
+NOTHING_BESIDE = {"kl_weight": 0.0, "reconstruction_weight": 0.0, "cross_kl_weight": 0.0}
+SIZES = {"a": 5, "b": 4, "c": 3}
+RUNS = {
+    "plain": {"model__selection": ["clean", "corrupt"]},
+    "robust": {**ROBUST, "model__options": {"hidden_features": 8, "dropout": 0.2, "freeze_quality": True, **QUALITY}},
+    "learnt quality": {**ROBUST, "model__options": {"hidden_features": 8, "dropout": 0.2, **QUALITY}},
+}
 
 
-def make_batch(rows: int = 6) -> dict[str, object]:
-    label = torch.tensor([0, 1, 2, -1, 1, 0])[:rows]
-    score = torch.tensor([0.5, float("nan"), 1.0, 2.0, float("nan"), -1.0])[:rows]
-    present = torch.ones(rows, 2, dtype=torch.bool)
-    return {
-        "inputs": {"a": torch.randn(rows, 5), "b": torch.randn(rows, 4)},
-        "masks": {},
-        "present": present,
-        "label": label,
-        "score": score,
-    }
+def separate_loss(task: FusionTask, batch: dict[str, Any], present: Tensor, value_weight: float) -> Tensor:
+    """Compute the loss of one view from a call of the model in evaluation mode."""
+    output = task.model.eval()(batch["inputs"], present)
+    known, scored = batch["label"] >= 0, ~batch["score"].isnan()
+    loss = F.cross_entropy(output.logits[known], batch["label"][known])
+    return loss + value_weight * F.mse_loss(output.values[scored, 0], batch["score"][scored])
 
 
 class Kill(Callback):
@@ -70,7 +59,6 @@ class Kill(Callback):
 class TestLoss:
     def test_is_cross_entropy_plus_masked_squared_error(self) -> None:
         task, batch = make_task(value_weight=0.5).eval(), make_batch()
-        task.log = lambda *args, **options: None
         output = task(batch)
         known, scored = batch["label"] >= 0, ~batch["score"].isnan()
         expected = F.cross_entropy(output.logits[known], batch["label"][known])
@@ -79,7 +67,6 @@ class TestLoss:
 
     def test_adds_the_auxiliary_loss_of_the_variational_family(self) -> None:
         task, batch = make_task(family="variational"), make_batch()
-        task.log = lambda *args, **options: None
         losses = []
         for weight in (0.0, 1.0):
             torch.manual_seed(0)
@@ -89,7 +76,6 @@ class TestLoss:
 
     def test_without_any_label_or_score_is_finite_with_finite_gradients(self) -> None:
         task, batch = make_task(), make_batch()
-        task.log = lambda *args, **options: None
         batch["label"], batch["score"] = torch.full((6,), -1), torch.full((6,), float("nan"))
         loss = task.training_step(batch, 0)
         loss.backward()
@@ -117,6 +103,17 @@ class TestLoss:
             ({"family": "graph"}, "model.family: expected one of attention, variational, got 'graph'"),
             ({"loss": "hinge"}, "model.loss: expected one of cross_entropy, "),
             ({"loss_options": {"reduction": "sum"}}, "unknown option 'reduction'"),
+            ({"select_by": "speed"}, "model.select_by: expected one of combined, likelihood, got 'speed'"),
+            ({"full_weight": 1.5}, "model.full_weight: expected 0 to 1.0, got 1.5"),
+            ({"average": -0.1}, "model.average: expected 0 to 1.0, got -0.1"),
+            ({"consistency": -1.0}, "model.consistency: expected 0 to inf, got -1.0"),
+            ({"consistency": 0.5}, "model.consistency: expected 0 without model.average, got 0.5"),
+            ({"views": 2}, "model.views: expected 0 with family attention, got 2"),
+            (
+                {"views": 2, "family": "variational", "options": {"hidden_features": 8, "absence": "zero_fill"}},
+                "model.views: expected 0 with absence zero_fill, got 2",
+            ),
+            ({"calibrate": True, "selection": ["corrupt"]}, "model.calibrate: expected 'clean' or 'subset' in"),
             ({"corruption_rate": 1.5}, r"ModalityCorruption: expected rate in \[0.0, 1.0\], got 1.5"),
             ({"selection": ["clean", "noisy"]}, "model.selection: expected one of clean, subset, corrupt, got 'noisy'"),
         ],
@@ -124,6 +121,50 @@ class TestLoss:
     def test_names_a_wrong_option_and_what_is_allowed(self, changes: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
             make_task(**changes)
+
+
+class TestViews:
+    def task(self, **changes: Any) -> FusionTask:
+        settings = {
+            "family": "variational",
+            "options": {"hidden_features": 8, "dropout": 0.0, **NOTHING_BESIDE},
+            "in_features": SIZES,
+            "value_weight": 0.5,
+        }
+        return make_task(**{**settings, **changes})
+
+    @pytest.mark.parametrize("full_weight", [0.0, 0.7, 1.0])
+    def test_loss_weighs_the_batch_as_it_is_and_the_mean_over_the_subsets(self, full_weight: float) -> None:
+        task, batch = self.task(views=14, full_weight=full_weight), make_batch(**SIZES)
+        batch["present"][1, 2] = batch["present"][2, :2] = False
+        found = task.train().training_step(batch, 0)
+        others = []
+        for names in [one for size in (1, 2) for one in combinations(range(3), size)]:
+            kept = batch["present"] & torch.tensor([index in names for index in range(3)])
+            # A row that has none of the subset is seen with all it has.
+            kept = torch.where(kept.any(1, keepdim=True), kept, batch["present"])
+            others.append(separate_loss(task, batch, kept, 0.5))
+        full = separate_loss(task, batch, batch["present"], 0.5)
+        torch.testing.assert_close(found, full_weight * full + (1 - full_weight) * torch.stack(others).mean())
+
+    def test_fewer_subsets_are_drawn(self) -> None:
+        task, batch = self.task(views=2), make_batch(**SIZES)
+        torch.manual_seed(3)
+        found = task.train().training_step(batch, 0)
+        torch.manual_seed(3)
+        views = presence_views(batch["present"], 2)
+        full, *others = [separate_loss(task, batch, view, 0.5) for view in views]
+        torch.testing.assert_close(found, 0.5 * full + 0.25 * (others[0] + others[1]))
+
+    def test_one_modality_is_its_only_view(self) -> None:
+        task, batch = self.task(in_features={"a": 5}, views=3, full_weight=0.3), make_batch(a=5)
+        found = task.train().training_step(batch, 0)
+        torch.testing.assert_close(found, separate_loss(task, batch, batch["present"], 0.5))
+
+    def test_are_for_training_only(self) -> None:
+        task, batch = self.task(views=14), make_batch(**SIZES)
+        assert task.train()(batch).logits.shape == (7, 6, 3)
+        assert task.eval()(batch).logits.shape == (6, 3)
 
 
 class TestCorruption:
@@ -139,77 +180,11 @@ class TestCorruption:
         assert seen[1][0]["a"] is batch["inputs"]["a"]
 
 
-class TestSelection:
-    def test_looks_at_every_subset_and_every_spoilt_modality_once(self) -> None:
-        batch = make_batch()
-        present = batch["present"]
-        found = list(looks(batch, ("clean", "subset", "corrupt"), 0))
-        count = present.shape[1]
-        assert [look.view for look in found].count("subset") == 2**count - 2
-        assert [look.view for look in found].count("corrupt") == 2 * count
-        for look in found:
-            assert not (look.present & ~present).any() and not (look.rows & ~look.present.any(1)).any()
-        spoilt = [look for look in found if look.view == "corrupt"]
-        changed = [name for look in spoilt for name, x in look.inputs.items() if x is not batch["inputs"][name]]
-        assert changed == [name for name in batch["inputs"] for _ in range(2)]
-        again = list(looks(batch, ("corrupt",), 0))
-        assert all(torch.equal(a.inputs[n], b.inputs[n]) for a, b, n in zip(spoilt, again, changed, strict=True))
-
-    def test_follows_the_mean_of_the_views(self, tmp_path: Path) -> None:
-        views = ["clean", "subset", "corrupt"]
-        cli = toy_cli(tmp_path, model__selection=views, trainer__max_epochs=1)
-        scores = cli.train()["validation"]
-        assert scores["combined"] == pytest.approx(sum(scores[f"{view}_combined"] for view in views) / 3)
-
-    def test_a_model_with_quality_has_seen_the_training_rows(self, tmp_path: Path) -> None:
-        options = {"hidden_features": 8, "quality": "replace", "attention": "none"}
-        changes = {"model__family": "variational", "model__options": options, "model__corruption_rate": 0.5}
-        cli = toy_cli(tmp_path, **changes, trainer__max_epochs=1)
-        cli.train()
-        train = cli.datamodule.sets["train"]
-        for index, (name, reference) in enumerate(zip(train.features, cli.model.model.quality.references, strict=True)):
-            torch.testing.assert_close(reference.mean, train.features[name][train.present[:, index]].mean(0))
-
-
-class TestMetrics:
-    def test_equal_scikit_learn_over_batches(self, rng: np.random.Generator) -> None:
-        logits, label = rng.standard_normal((50, 3)), rng.integers(-1, 3, 50)
-        values, score = rng.standard_normal(50), np.where(rng.random(50) < 0.3, np.nan, rng.standard_normal(50))
-        metrics = FusionMetrics(3, with_values=True)
-        for rows in np.split(np.arange(50), [7, 30]):
-            metrics.update(*(torch.from_numpy(x[rows]) for x in (logits, label, values, score)))
-        known, predicted = label >= 0, logits.argmax(1)
-        truth, answer = label[known], predicted[known]
-        weighted = f1_score(truth, answer, average="weighted")
-        error = np.nanmean((values - score) ** 2)
-        found = {name: float(value) for name, value in metrics.compute().items()}
-        assert found == pytest.approx(
-            {
-                "weighted_f1": weighted,
-                "macro_f1": f1_score(truth, answer, average="macro"),
-                "accuracy": accuracy_score(truth, answer),
-                "valence_mse": error,
-                "combined": weighted - 0.25 * error,
-            },
-            rel=1e-5,
-        )
-
-    def test_combined_is_weighted_f1_without_known_scores_and_nan_for_a_model_that_diverged(self) -> None:
-        metrics = FusionMetrics(2, with_values=True)
-        logits, label = torch.eye(2), torch.tensor([0, 0])
-        metrics.update(logits, label, torch.zeros(2), torch.full((2,), torch.nan))
-        assert metrics.compute()["combined"] == metrics.compute()["weighted_f1"] > 0
-        metrics.update(logits * torch.nan, label, torch.zeros(2), torch.zeros(2))
-        assert metrics.compute()["combined"].isnan()
-        metrics.reset()
-        metrics.update(logits, label)
-        assert metrics.compute()["combined"] == metrics.compute()["weighted_f1"]
-
-
 class TestTraining:
-    def test_resumed_after_two_kills_equals_uninterrupted(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", RUNS)
+    def test_resumed_after_two_kills_equals_uninterrupted(self, kind: str, tmp_path: Path) -> None:
         changes = {"trainer__max_epochs": 5, "early_stopping__patience": 3, "model__lr_patience": 0}
-        changes |= {"model__corruption_rate": 0.3, "model__selection": ["clean", "corrupt"]}
+        changes |= {"model__corruption_rate": 0.3, **RUNS[kind]}
         toy_cli(tmp_path, run="whole", **changes).train()
         for epoch, resume in ((1, None), (3, "last.ckpt"), (99, "last.ckpt")):
             cli = toy_cli(tmp_path, run="killed", **changes)
@@ -288,33 +263,3 @@ class TestTraining:
     def test_mixed_precision(self, tmp_path: Path) -> None:
         best = toy_cli(tmp_path, "--trainer.precision", "bf16-mixed").train()
         assert 0 <= best["validation"]["weighted_f1"] <= 1
-
-
-class TestConfigs:
-    @pytest.mark.parametrize("name", PUBLISHED)
-    def test_holds_the_published_settings(self, name: str, tmp_path: Path) -> None:
-        words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(tmp_path)]
-        config = MerCLI(words, build=False).config
-        found = {**config.model.options, **vars(config.model), "patience": config.early_stopping.patience}
-        expected = {**(V4 if name.startswith("v4") else {}), **PUBLISHED[name]}
-        assert {key: found[key] for key in expected} == expected
-        assert list(config.data.modalities) == ["audio", "text", "video"]
-        assert (config.data.batch_size, config.trainer.max_epochs) == (32, 100)
-
-    @pytest.mark.parametrize("name", PUBLISHED)
-    def test_trains_on_any_number_of_modalities(self, name: str, tmp_path: Path) -> None:
-        root = write_toy(tmp_path / "toy.npz", sizes={"p": 3, "q": 2, "r": 4, "s": 3})
-        data = tmp_path / "data.yaml"
-        data.write_text("data: {format: npz, modalities: [p, q, r, s], folds: 3, batch_size: 64}\n")
-        words = ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(data), "--data.root", str(root)]
-        words += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path / "run")]
-        cli = MerCLI(words, trainer={"enable_progress_bar": False, "accelerator": "cpu"})
-        cli.train()
-        assert cli.model.model.modalities == ("p", "q", "r", "s")
-
-    @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.stem)
-    def test_data_configurations_replace_the_modalities(self, path: Path, tmp_path: Path) -> None:
-        words = ["--config", str(CONFIGS / "robust.yaml"), "--config", str(path), "--data.root", str(tmp_path)]
-        config = MerCLI(words, build=False).config
-        counts = {"mer2023": 3, "wesad": 4, "mosi": 2, "mfeat": 6}
-        assert len(config.data.modalities) == counts[path.stem]

@@ -1,0 +1,70 @@
+"""Tables of one configuration over several data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.robustness import write_rows
+from benchmarks.robustness.overview import main
+
+
+def rows(data: str, **shift: float) -> list[dict[str, Any]]:
+    """Five seeds of `ours` and `plain`; `ours` is better by `shift` in the columns named."""
+    plain = {
+        "test.weighted_f1": 0.7,
+        "subset[a].weighted_f1": 0.6,
+        "subset[a+b].weighted_f1": 0.7,
+        "corrupt[a:clean].weighted_f1": 0.7,
+        "corrupt[a:zeros].weighted_f1": 0.5,
+        "corrupt[a:shuffle].weighted_f1": 0.1,
+        "calibration[mean].ece": 0.2,
+    }
+    own = {
+        "regret[a].weighted_f1": 0.05,
+        "regret[a+b].weighted_f1": -0.01,
+        "gap[a:zeros].weighted_f1": -0.02,
+        "auroc[a:zeros].std": 0.9,
+        "detector[a:zeros].residual": 0.2,
+        "detector[a:zeros].nearest": 0.7,
+    }
+    found = []
+    for seed in range(5):
+        key = {"data": data, "seed": seed, "fold": 0}
+        noise = 0.001 * seed
+        found.append({"config": "plain", **key, **{name: value + noise for name, value in plain.items()}})
+        better = {name: value + noise + shift.get(name.partition(".")[0], 0.0) for name, value in plain.items()}
+        found.append({"config": "ours", **key, **better, **own})
+    return found
+
+
+def test_three_tables_of_two_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    write_rows(files[0], rows("one", test=0.1))
+    write_rows(files[1], rows("two"))
+    assert main([*map(str, files), "--config", "ours", "--out", str(tmp_path / "o.md")]) == 0
+    text = (tmp_path / "o.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    # Mean regret (.05 - .01) / 2; one subset is lost with its whole interval, and so is one gap.
+    assert "| one | 0.020 [0.020, 0.020] | 0.050 [0.050, 0.050] (a) | 1 of 2 |" in text
+    assert "| -0.020 [-0.020, -0.020] (a:zeros) | 1 of 1 |" in text
+    # Shuffled and clean rows are no corruption; the difference of the clean score is the shift.
+    assert "| one, to plain | **+0.100 [+0.100, +0.100]** | +0.000 [+0.000, +0.000] | +0.000" in text
+    assert "| two, to plain | +0.000 [+0.000, +0.000] |" in text
+    # A statistic that is low on spoilt rows tells them too: 1 - 0.2 beats 0.7.
+    assert "| two, a | – / – | – / – | 0.900 / 0.800 |" in text
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one.csv"
+    write_rows(file, rows("one"))
+    for words, message in (
+        ([str(file), "--config", "theirs"], "expected runs of 'theirs', got plain, ours"),
+        ([str(tmp_path / "none.csv"), "--config", "ours"], "none.csv"),
+    ):
+        assert main([*words, "--out", str(tmp_path / "o.md")]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "o.md").exists()
