@@ -58,7 +58,8 @@ def check_training(settings: Mapping[str, Any], selection: Sequence[str], absenc
         check_choice("model.selection", view, dict.fromkeys(VIEWS))
     check_choice("model.select_by", settings["select_by"], dict.fromkeys(("combined", "likelihood")))
     for name, high in (("views", inf), ("full_weight", 1.0), ("average", 1.0), ("consistency", inf)):
-        check_number(f"model.{name}", settings[name], 0, high)
+        if settings[name] is not None:
+            check_number(f"model.{name}", settings[name], 0, high)
     views, family = settings["views"], settings["family"]
     if views and family != "variational":
         raise ValueError(f"model.views: expected 0 with family {family}, got {views}")
@@ -76,8 +77,8 @@ def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
     return value
 
 
-def check_number(where: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+def check_number(where: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
         raise ValueError(f"{where}: expected {low} to {high}, got {value}")
 
 
