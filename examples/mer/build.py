@@ -77,8 +77,8 @@ def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
     return value
 
 
-def check_number(where: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
+def check_number(where: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
         raise ValueError(f"{where}: expected {low} to {high}, got {value}")
 
 
