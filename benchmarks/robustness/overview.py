@@ -1,4 +1,8 @@
-"""One configuration on several data sets: `python -m benchmarks.robustness.overview RUNS.csv ... --config NAME`."""
+"""One configuration on several data sets: `python -m benchmarks.robustness.overview RUNS.csv ... --config NAME ...`.
+
+Of several configurations each data set gets the one with the best validation score, the mean of `val.select` over its
+runs; nothing of a test part is read for that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -26,20 +31,56 @@ from benchmarks.robustness.tables import (
 from benchmarks.robustness.yardsticks import count_below_zero, count_lost
 
 SINGLE = ("residual", "mahalanobis", "nearest")
+VALIDATION = "val.select"
 DETECTED = ("noise@0dB", "noise@-5dB", "zeros")  # what a std has to notice
 
 
-def differences_table(frames: Sequence[pd.DataFrame], config: str, score: str) -> str:
-    """Write one line per data set and other configuration: paired differences of `config` to it."""
+class Chosen(NamedTuple):
+    """The runs of one data set, and the configuration that the tables are about."""
+
+    frame: pd.DataFrame
+    config: str
+    validation: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return str(self.frame["data"].iloc[0])
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        return self.frame[self.frame["config"] == self.config]
+
+
+def choose(frame: pd.DataFrame, candidates: Sequence[str]) -> Chosen:
+    """Choose one of the candidates by validation.
+
+    Raises:
+        ValueError: if a candidate has no runs, or, of several, no validation score.
+    """
+    known = list(map(str, frame["config"].unique()))
+    for candidate in candidates:
+        if candidate not in known:
+            raise ValueError(f"expected runs of {candidate!r}, got {', '.join(known)}")
+    if len(candidates) == 1:
+        return Chosen(frame, candidates[0], {})
+    if VALIDATION not in frame:
+        raise ValueError(f"expected a column {VALIDATION} to choose by")
+    found = {one: float(frame.loc[frame["config"] == one, VALIDATION].mean()) for one in candidates}
+    return Chosen(frame, max(found, key=lambda one: found[one]), found)
+
+
+def differences_table(sets: Sequence[Chosen], candidates: Sequence[str], score: str) -> str:
+    """Write one line per data set and other configuration: paired differences of the chosen one to it."""
     lines = []
-    for frame in frames:
-        for other in [name for name in frame["config"].unique() if name != config]:
+    for one in sets:
+        frame, config = one.frame, one.config
+        for other in [name for name in frame["config"].unique() if name not in candidates]:
             cells = [
                 write_difference(compare_measure(frame, config, other, measure)) if measure.columns else NOTHING
                 for measure in _measures(frame, score)
             ]
-            lines.append([f"{_name(frame)}, to {other}", *cells])
-    return markdown(["", *(measure.title for measure in _measures(frames[0], score))], lines)
+            lines.append([f"{one.name}, to {other}", *cells])
+    return markdown(["", *(measure.title for measure in _measures(sets[0].frame, score))], lines)
 
 
 def _measures(frame: pd.DataFrame, score: str) -> list[Measure]:
@@ -54,28 +95,27 @@ def _measures(frame: pd.DataFrame, score: str) -> list[Measure]:
     ]
 
 
-def standing_table(frames: Sequence[pd.DataFrame], config: str, score: str) -> str:
-    """Write one line per data set: regret, gap and detection of `config`, and the best single statistic of novelty."""
+def standing_table(sets: Sequence[Chosen], score: str) -> str:
+    """Write one line per data set: what was chosen, and its regret and gap."""
     lines = []
-    for frame in frames:
-        runs = frame[frame["config"] == config]
-        regret, gap = regret_columns(frame, score), gap_columns(frame, score)
-        cells = [_cell(runs, regret, "mean"), _cell(runs, regret, "highest"), count_lost(runs, regret)]
-        cells += [_cell(runs, gap, "mean"), _cell(runs, gap, "lowest"), count_below_zero(runs, gap)]
-        lines.append([_name(frame), *cells])
+    for one in sets:
+        regret, gap = regret_columns(one.frame, score), gap_columns(one.frame, score)
+        cells = [_cell(one.runs, regret, "mean"), _cell(one.runs, regret, "highest"), count_lost(one.runs, regret)]
+        cells += [_cell(one.runs, gap, "mean"), _cell(one.runs, gap, "lowest"), count_below_zero(one.runs, gap)]
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in one.validation.items())
+        lines.append([one.name, f"{one.config} ({scores})" if scores else one.config, *cells])
     heads = ["mean regret", "worst regret", "subsets lost", "mean gap", "worst gap", "gaps below zero"]
-    return markdown(["", *heads], lines)
+    return markdown(["", "chosen (validation)", *heads], lines)
 
 
-def detection_table(frames: Sequence[pd.DataFrame], config: str) -> str:
+def detection_table(sets: Sequence[Chosen]) -> str:
     """Write one line per data set and modality: AUROC of the std, and of the best of three statistics by itself."""
     lines = []
-    for frame in frames:
-        runs = frame[frame["config"] == config]
-        labels = [column[6:-5] for column in select_columns(frame, "auroc", "std")]
+    for one in sets:
+        labels = [column[6:-5] for column in select_columns(one.frame, "auroc", "std")]
         for modality in dict.fromkeys(label.rpartition(":")[0] for label in labels):
-            cells = [_pair(runs, f"{modality}:{kind}") for kind in (*DETECTED, "replace", "shuffle")]
-            lines.append([f"{_name(frame)}, {modality}", *cells])
+            cells = [_pair(one.runs, f"{modality}:{kind}") for kind in (*DETECTED, "replace", "shuffle")]
+            lines.append([f"{one.name}, {modality}", *cells])
     return markdown(["std / best statistic", *DETECTED, "replace", "shuffle"], lines)
 
 
@@ -92,29 +132,27 @@ def _cell(runs: pd.DataFrame, columns: Sequence[str], how: str) -> str:
     return write_cell(summarize_measure(runs, measure), measure, spread=False) if columns else NOTHING
 
 
-def _name(frame: pd.DataFrame) -> str:
-    return str(frame["data"].iloc[0])
+def _open(path: str, candidates: Sequence[str]) -> Chosen:
+    try:
+        return choose(read_rows(path).dropna(axis=1, how="all"), candidates)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the tables of all files into one; exit status 1 and one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness.overview", description=__doc__)
     parser.add_argument("csv", nargs="+", help="rows of runs, one file for each data set")
-    parser.add_argument("--config", required=True, help="the configuration that the tables are about")
+    parser.add_argument("--config", nargs="+", required=True, help="configurations, of which validation chooses one")
     parser.add_argument("--score", default="weighted_f1", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown file")
     given = parser.parse_args(arguments)
     try:
-        frames = [read_rows(path).dropna(axis=1, how="all") for path in given.csv]
-        for path, frame in zip(given.csv, frames, strict=True):
-            if given.config not in set(frame["config"]):
-                raise ValueError(
-                    f"{path}: expected runs of {given.config!r}, got {', '.join(frame['config'].unique())}"
-                )
+        sets = [_open(path, given.config) for path in given.csv]
         tables = [
-            ("Beside its specialists", standing_table(frames, given.config, given.score)),
-            ("Beside the other configurations", differences_table(frames, given.config, given.score)),
-            ("Telling spoilt rows from clean ones", detection_table(frames, given.config)),
+            ("Beside its specialists", standing_table(sets, given.score)),
+            ("Beside the other configurations", differences_table(sets, given.config, given.score)),
+            ("Telling spoilt rows from clean ones", detection_table(sets)),
         ]
         text = "\n\n".join(f"### {title}\n\n{table}" for title, table in tables)
         write_atomically(given.out, text + "\n")

@@ -48,7 +48,7 @@ def test_three_tables_of_two_sets(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = (tmp_path / "o.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     # Mean regret (.05 - .01) / 2; one subset is lost with its whole interval, and so is one gap.
-    assert "| one | 0.020 [0.020, 0.020] | 0.050 [0.050, 0.050] (a) | 1 of 2 |" in text
+    assert "| one | ours | 0.020 [0.020, 0.020] | 0.050 [0.050, 0.050] (a) | 1 of 2 |" in text
     assert "| -0.020 [-0.020, -0.020] (a:zeros) | 1 of 1 |" in text
     # Shuffled and clean rows are no corruption; the difference of the clean score is the shift.
     assert "| one, to plain | **+0.100 [+0.100, +0.100]** | +0.000 [+0.000, +0.000] | +0.000" in text
@@ -57,12 +57,25 @@ def test_three_tables_of_two_sets(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| two, a | – / – | – / – | 0.900 / 0.800 |" in text
 
 
+def test_validation_alone_chooses(tmp_path: Path) -> None:
+    """The candidate with the better validation score is taken, although the other one is better on test rows."""
+    found = rows("one", test=0.1)
+    for row in found:
+        row["val.select"] = (-0.5 if row["config"] == "ours" else -0.4) + 0.001 * row["seed"]
+    write_rows(tmp_path / "one.csv", found)
+    out = tmp_path / "o.md"
+    assert main([str(tmp_path / "one.csv"), "--config", "ours", "plain", "--out", str(out)]) == 0
+    assert "| one | plain (ours -0.4980, plain -0.3980) |" in out.read_text()
+    assert "to ours" not in out.read_text() and "to plain" not in out.read_text()
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "one.csv"
     write_rows(file, rows("one"))
     for words, message in (
         ([str(file), "--config", "theirs"], "expected runs of 'theirs', got plain, ours"),
         ([str(tmp_path / "none.csv"), "--config", "ours"], "none.csv"),
+        ([str(file), "--config", "ours", "plain"], "one.csv: expected a column val.select to choose by"),
     ):
         assert main([*words, "--out", str(tmp_path / "o.md")]) == 1
         error = capsys.readouterr().err
