@@ -111,6 +111,11 @@ def as_mask(where: str, name: str, mask: Tensor | None, **dims: int | None) -> T
     return mask if mask.dtype == torch.bool else mask != 0
 
 
+def present_rows(mask: Tensor) -> Tensor:
+    """Reduce a bool mask ``(B,)`` of samples or ``(B, T)`` of steps to the samples that have anything ``(B,)``."""
+    return mask if mask.dim() == 1 else mask.any(1)
+
+
 def stack_modalities(where: str, name: str, x: Tensor | Sequence[Tensor]) -> Tensor:
     """Return modality vectors as one ``(B, M, H)`` tensor; a sequence of ``(B, H)`` is stacked."""
     if not isinstance(x, Tensor):

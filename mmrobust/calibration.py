@@ -13,7 +13,7 @@ from .masking import zero_missing
 
 _COLDEST, _HOTTEST = 1e-2, 1e2
 _HALVINGS = 40  # of the logarithm of 1e4: to float32's last digit
-_NO_LOGIT = 1e30  # a squared logit this large still fits
+_NO_LOGIT = 1e30  # what must fit into float32: a difference of two, over _COLDEST, and the sum of 1e8 of them
 
 
 def fit_temperature(logits: Tensor, target: Tensor, *, ignore_index: int = -100) -> Tensor:

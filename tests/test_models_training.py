@@ -27,8 +27,8 @@ from tests.test_models import BOTH, SIZES, _attention, _batch, _variational
         ("[published]", {"kl_weight": 0.5}, {"mode": "per_modality", "heads": 2, "absence": "zero_fill"}),
         (
             "[sequences]",
-            {"reconstruct_from": "own", "quality": "replace", "quality_weight": 0.7},
-            {"kind": "mean", "quality": "replace", "quality_weight": 0.7},
+            {"fusion": "uncertainty", "reconstruct_from": "own", "quality": "replace", "quality_weight": 0.7},
+            {"quality": "replace", "quality_weight": 0.7},
         ),
         ("[views]", {"contrastive_weight": 0.2}, {"heads": 2, "contrastive_weight": 0.2}),
     ],

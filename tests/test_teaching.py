@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmrobust import ModalityQuality, VariationalFusionClassifier, add_noise, spoil_rows
-from mmrobust.quality._teaching import deal
+from mmrobust.quality._teaching import Rows, deal
 from tests.test_quality import auroc, rows
 
 WIDTH, RANK = 60, 5
@@ -115,7 +115,7 @@ class TestGroups:
     def test_folds_hold_whole_groups(self, folds: int, grouped: bool) -> None:
         there = torch.rand(200, generator=generator()) < 0.8
         groups = torch.randint(0, 12, (200,), generator=generator(1)) * 1000 - 7 if grouped else None
-        fold = deal(there, groups, folds, generator(2))
+        fold = deal(Rows(torch.empty(200, 0), there, groups), folds, generator(2))
         used = min(folds, 12) if grouped else folds
         assert torch.equal(fold >= 0, there)
         assert fold[there].unique().tolist() == list(range(used))
@@ -127,12 +127,12 @@ class TestGroups:
 
     def test_groups_are_dealt_at_random(self) -> None:
         there, groups = torch.ones(40, dtype=torch.bool), torch.arange(40) // 4
-        dealt = [deal(there, groups, 5, generator(seed)) for seed in (0, 0, 1)]
+        dealt = [deal(Rows(torch.empty(40, 0), there, groups), 5, generator(seed)) for seed in (0, 0, 1)]
         assert torch.equal(dealt[0], dealt[1])
         assert not torch.equal(dealt[0], dealt[2])
 
     def test_a_fold_is_measured_without_its_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each row is compared with a reference that saw neither it nor another of its group, and with the whole one."""
+        """Each row is compared with a reference that saw nothing of its group, and with the whole one."""
         from mmrobust.quality import _teaching
 
         x, groups = rows(60, 6, 2, 0), torch.arange(60) // 10

@@ -140,6 +140,9 @@ def plot_corruption(
         shown = {name: look for name, look in names.items() if quantity != "weight" or name not in unbounded}
         for axes, modality in zip_longest(block.flat, modalities):
             _draw_corruption(axes, modality, frame, columns, shown)
+        if quantity == "std":  # from 1 to a hundred
+            for axes in block.flat:
+                axes.set_yscale("log")
         _share_scale(block, title_of(quantity))
     name_configs(figure, grid, list(names))
     notes = ["one modality spoilt, the model not told; noise levels are signal-to-noise ratios", *unbounded.values()]

@@ -15,7 +15,7 @@ from benchmarks.robustness.plots import plot_corruption, plot_missing, plot_subs
 from benchmarks.robustness.rows import parse_column, write_atomically
 from benchmarks.robustness.tables import difference_table, regret_columns, select_columns, summary_table, view_table
 from benchmarks.robustness.yardsticks import (
-    MARGIN,
+    YARDSTICKS,
     auroc_sources,
     auroc_table,
     calibration_measures,
@@ -52,11 +52,6 @@ VIEW_TABLES = {
         "modalities; positive = the model is better.",
     ),
 }
-YARDSTICKS = (
-    f"Mean [95 % bootstrap interval]. A subset is counted where the lower end of its regret's interval is above "
-    f"{MARGIN:.3f}, a corruption (shuffling left out) where the upper end of its gap's interval is below zero; with "
-    "fewer than 5 folds or seeds the intervals are too narrow to count on."
-)
 OTHER_ROWS = (
     "Not all samples have all modalities: the model is scored on the samples that have the spoilt modality, the "
     "specialist on those that have any other, so that part of the gap is a difference between samples."

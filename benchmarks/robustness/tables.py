@@ -38,10 +38,15 @@ def regret_columns(frame: pd.DataFrame, score: str) -> tuple[str, ...]:
     return tuple(select_columns(frame, "regret", score, lambda label: label not in SUMMARIES))
 
 
+def corruption_columns(frame: pd.DataFrame, view: str, score: str, *, shuffle: bool) -> tuple[str, ...]:
+    """List the columns of "corrupt" or "gap", one per corruption; "clean" is none, `shuffle` says if "shuffle" is."""
+    kinds = ("clean",) if shuffle else ("clean", "shuffle")
+    return tuple(select_columns(frame, view, score, lambda label: parse_corruption(label).kind not in kinds))
+
+
 def gap_columns(frame: pd.DataFrame, score: str) -> tuple[str, ...]:
-    """List the columns of gaps that count: "clean" is no corruption, and no model can see that rows were shuffled."""
-    kinds = ("clean", "shuffle")
-    return tuple(select_columns(frame, "gap", score, lambda label: parse_corruption(label).kind not in kinds))
+    """List the columns of gaps that count: no model can see that rows were shuffled."""
+    return corruption_columns(frame, "gap", score, shuffle=False)
 
 
 def standard_measures(frame: pd.DataFrame, score: str = "weighted_f1", clean: str = "test") -> list[Measure]:
@@ -57,15 +62,15 @@ def standard_measures(frame: pd.DataFrame, score: str = "weighted_f1", clean: st
     """
     worst: Reduce = "highest" if score in LOWER_IS_BETTER else "lowest"
     subsets = select_columns(frame, "subset", score)
-    spoilt = select_columns(frame, "corrupt", score, lambda label: parse_corruption(label).kind != "clean")
+    spoilt = corruption_columns(frame, "corrupt", score, shuffle=True)
     regret, gap = regret_columns(frame, score), gap_columns(frame, score)
     measures = [
         Measure("clean", (str(Column(clean, "", score)),), "mean"),
         Measure("mean over subsets", tuple(subsets), "mean"),
         Measure("worst subset", tuple(subsets), worst),
         Measure("mean over missing rates", (str(Column("missing", "mean", score)),), "mean"),
-        Measure("mean over corruptions", tuple(spoilt), "mean"),
-        Measure("worst corruption", tuple(spoilt), worst),
+        Measure("mean over corruptions", spoilt, "mean"),
+        Measure("worst corruption", spoilt, worst),
         Measure("mean regret", regret, "mean"),
         Measure("worst regret", regret, "highest"),
         Measure("mean gap", gap, "mean"),
@@ -220,10 +225,15 @@ def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 def _checked(frame: pd.DataFrame, score: str, clean: str, measures: list[Measure] | None) -> list[Measure]:
     check_one_set(frame)
     measures = standard_measures(frame, score, clean) if measures is None else measures
+    check_measures(frame, score, measures)
+    return measures
+
+
+def check_measures(frame: pd.DataFrame, score: str, measures: list[Measure]) -> None:
+    """Raise ValueError if the file has none of the measures, which is because it does not have the score."""
     if not measures:
         found = sorted({column.metric for column in map(parse_column, frame.columns) if column})
         raise ValueError(f"summary_table: expected a score among {', '.join(found)}, got {score!r}")
-    return measures
 
 
 def check_one_set(frame: pd.DataFrame) -> None:

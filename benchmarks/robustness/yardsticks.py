@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from benchmarks.robustness.rows import Column
-from benchmarks.robustness.statistics import Summary
+from benchmarks.robustness.statistics import Reduce, Summary
 from benchmarks.robustness.tables import (
     NOTHING,
     Measure,
@@ -24,13 +24,16 @@ from benchmarks.robustness.tables import (
 
 SHOWN = (0.5, 0.8, 1.0)  # coverages in the table
 MARGIN = 0.01  # a regret within it is as good as the specialist
+# What the cells of `yardstick_cells` are, for readers of a table of them.
+YARDSTICKS = (
+    f"Mean [95 % bootstrap interval]. A subset is counted where the lower end of its regret's interval is above "
+    f"{MARGIN:.3f}, a corruption (shuffling left out) where the upper end of its gap's interval is below zero; with "
+    "fewer than 5 folds or seeds the intervals are too narrow to count on."
+)
 
 
 def yardstick_table(frame: pd.DataFrame, score: str = "weighted_f1") -> str:
-    """Write one line per configuration: how it stands beside the specialists.
-
-    A subset counts as lost where the whole bootstrap interval of its regret is above `MARGIN`, a corruption where the
-    whole interval of its gap is below zero.
+    """Write one line per configuration: how many of its runs have a regret, and `yardstick_cells`.
 
     Args:
         frame: rows of runs of one data set.
@@ -43,34 +46,35 @@ def yardstick_table(frame: pd.DataFrame, score: str = "weighted_f1") -> str:
         ValueError: if the file has several data sets.
     """
     check_one_set(frame)
-    regret, gap = regret_columns(frame, score), gap_columns(frame, score)
-    columns: dict[str, Callable[[pd.DataFrame], str]] = {
-        "mean regret": lambda runs: _summary(runs, Measure("", regret, "mean")),
-        "worst subset regret": lambda runs: _summary(runs, Measure("", regret, "highest")),
-        f"subsets with regret > {MARGIN:.3f}": lambda runs: count_lost(runs, regret),
-        "mean gap": lambda runs: _summary(runs, Measure("", gap, "mean")),
-        "worst gap": lambda runs: _summary(runs, Measure("", gap, "lowest")),
-        "corruptions with gap < 0": lambda runs: count_below_zero(runs, gap),
-    }
+    regret = Measure("", regret_columns(frame, score), "mean")
     lines = [
-        [str(config), str(len(runs)), *(write(runs) for write in columns.values())]
+        [str(config), str(summarize_measure(runs, regret).runs), *yardstick_cells(runs, score)]
         for config, runs in frame.groupby("config", sort=False)
     ]
-    return markdown(["config", "runs", *columns], lines)
+    heads = ["mean regret", "worst subset regret", f"subsets with regret > {MARGIN:.3f}"]
+    return markdown(["config", "runs", *heads, "mean gap", "worst gap", "corruptions with gap < 0"], lines)
 
 
-def _summary(runs: pd.DataFrame, measure: Measure) -> str:
-    return write_cell(summarize_measure(runs, measure), measure, spread=False) if measure.columns else NOTHING
+def yardstick_cells(runs: pd.DataFrame, score: str) -> list[str]:
+    """Write mean and worst regret and the subsets lost, then mean and worst gap and the gaps below zero.
+
+    A subset counts as lost where the whole bootstrap interval of its regret is above `MARGIN`, a gap as below zero
+    where its whole interval is. What the runs do not have is a dash.
+    """
+    regret, gap = regret_columns(runs, score), gap_columns(runs, score)
+    return [
+        _cell(runs, regret, "mean"),
+        _cell(runs, regret, "highest"),
+        _count(runs, regret, lambda one: one.low > MARGIN),
+        _cell(runs, gap, "mean"),
+        _cell(runs, gap, "lowest"),
+        _count(runs, gap, lambda one: one.high < 0),
+    ]
 
 
-def count_lost(runs: pd.DataFrame, regret: Sequence[str]) -> str:
-    """Say how many regrets lie above `MARGIN` with their whole interval."""
-    return _count(runs, regret, lambda one: one.low > MARGIN)
-
-
-def count_below_zero(runs: pd.DataFrame, gap: Sequence[str]) -> str:
-    """Say how many gaps lie below zero with their whole interval."""
-    return _count(runs, gap, lambda one: one.high < 0)
+def _cell(runs: pd.DataFrame, columns: tuple[str, ...], how: Reduce) -> str:
+    measure = Measure("", columns, how)
+    return write_cell(summarize_measure(runs, measure), measure, spread=False)
 
 
 def _count(runs: pd.DataFrame, columns: Sequence[str], lost: Callable[[Summary], bool]) -> str:

@@ -65,10 +65,22 @@ def check_training(settings: Mapping[str, Any], selection: Sequence[str], absenc
         raise ValueError(f"model.views: expected 0 with family {family}, got {views}")
     if views and absence != "exclude":
         raise ValueError(f"model.views: expected 0 with absence {absence}, got {views}")
+    _check_quality_and_dropout(settings, settings["options"] or {})
     if settings["consistency"] > 0 and not settings["average"]:
         raise ValueError(f"model.consistency: expected 0 without model.average, got {settings['consistency']}")
     if settings["calibrate"] and set(selection) == {"corrupt"}:
         raise ValueError("model.calibrate: expected 'clean' or 'subset' in model.selection, got only 'corrupt'")
+
+
+def _check_quality_and_dropout(settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise where an option of the model and a setting of the task leave one of them without effect."""
+    dropout = options.get("modality_dropout", 0.0)
+    if settings["views"] and dropout > 0:
+        raise ValueError(f"model.options.modality_dropout: expected 0 with model.views, got {dropout}")
+    if settings["teach_quality"] and options.get("quality", "none") == "none":
+        raise ValueError("model.teach_quality: expected false without model.options.quality, got true")
+    if options.get("freeze_quality") and not settings["teach_quality"]:
+        raise ValueError("model.options.freeze_quality: expected false without model.teach_quality, got true")
 
 
 def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:

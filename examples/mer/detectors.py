@@ -8,9 +8,18 @@ from benchmarks.robustness import CORRUPTIONS, View, corrupt
 from benchmarks.robustness.metrics import auroc
 from mmrobust.quality import Reference, fit_reference, novelty_statistics
 
+from .data import MultimodalData
+from .predict import list_tests
 from .sets import MultimodalSet
+from .task import FusionTask
 
 STATISTICS = ("residual", "mahalanobis", "energy", "nearest")
+
+
+def add_detectors(views: dict[str, View], task: FusionTask, data: MultimodalData) -> None:
+    """Add the view `detector` to those of a model that reads the quality of its inputs, beside the view `corrupt`."""
+    if "corrupt" in views and getattr(task.final, "quality", None) is not None:
+        views["detector"] = detector_view(data.sets["train"], data.sets[list_tests(data)[0]])
 
 
 def detector_view(train: MultimodalSet, test: MultimodalSet, *, seed: int = 0) -> View:

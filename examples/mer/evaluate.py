@@ -12,6 +12,7 @@ import yaml
 
 from .ablate import complete
 from .arguments import Arguments, add_run_arguments, check_reference, check_score, count, split_overrides
+from .detectors import add_detectors
 from .jobs import Job, Result, comparable, fingerprint
 from .normalize import describe_features
 from .origin import check_origin, origin_of, write_origin
@@ -114,6 +115,8 @@ def evaluate_group(members: Sequence[Trained], given: argparse.Namespace) -> Res
     validation = [member.checkpoint["validation"] for member in members]
     shared = [name for name in validation[0] if all(name in one for one in validation)]
     views["val"] = {"": {name: sum(one[name] for one in validation) / len(members) for name in shared}}
+    if len(members) == 1:
+        add_detectors(views, first.task, first.data)
     return {
         "config": ENSEMBLE if given.ensemble else first.name,
         "data": Path(first.data.root).stem,

@@ -22,7 +22,7 @@ from benchmarks.robustness import VIEWS
 
 from .callbacks import EpochLines
 from .cli import MerCLI, quiet
-from .detectors import detector_view
+from .detectors import add_detectors
 from .files import atomic_file
 from .predict import Member, list_tests, predictor, views_on_tests
 
@@ -98,9 +98,7 @@ def execute(job: Job) -> Result:
     else:
         result["views"] = views_on_tests(predict, cli.datamodule, views=job.views, draws=job.draws)
         result["views"]["val"] = {"": best["validation"]}
-        if getattr(cli.model.final, "quality", None) is not None:
-            sets = cli.datamodule.sets
-            result["views"]["detector"] = detector_view(sets["train"], sets[result["clean"]])
+        add_detectors(result["views"], cli.model, cli.datamodule)
     result["seconds"] = round(time.perf_counter() - started, 2)
     with atomic_file(Path(job.path)) as path:
         path.write_text(json.dumps(result), encoding="utf-8")

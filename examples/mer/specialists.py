@@ -29,7 +29,7 @@ def specialist_jobs(
 
     A specialist has the family, settings, seed, fold and (unless `epochs` says less) the budget of the run. Only its
     modality dropout and its views of fewer modalities are off, and it is selected by clean rows: what it will be tested
-    on is all it ever sees.
+    on is all it ever sees. Corruption in training, averaging, teaching and calibration stay as in the run.
 
     Args:
         run: the job whose regret is wanted.
@@ -74,9 +74,9 @@ def describe_specialists(results: Iterable[Result], *, seeds: int = 1, epochs: i
     span = " to ".join(map(str, dict.fromkeys((min(trained), max(trained)))))
     limit = "as many epochs as the run" if epochs is None else f"{epochs} epochs (`--specialist-epochs`)"
     return (
-        f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run, without "
-        f"modality dropout and views of fewer modalities, selected by that subset's validation rows; "
-        f"at most {limit}, {span} were trained."
+        f"Specialists: {seeds} seed{'s' if seeds > 1 else ''} per subset, family and settings as the run "
+        f"(corruption in training, averaging, teaching and calibration too), without modality dropout and views of "
+        f"fewer modalities, selected by that subset's validation rows; at most {limit}, {span} were trained."
     )
 
 

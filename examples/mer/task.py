@@ -132,7 +132,9 @@ class FusionTask(LightningModule):
         if self.training and self.views:
             more["views"] = presence_views(present, self.views)
         if self.training and self.corruption.rate > 0:
-            inputs = self.corruption(inputs, masks)
+            # The steps of an absent row are all masked.
+            real = {name: (masks or {}).get(name, present[:, index]) for index, name in enumerate(inputs)}
+            inputs = self.corruption(inputs, real)
         output: FusionClassifierOutput = self.model(inputs, present, masks, None if inputs is given else given, **more)
         return output
 
@@ -222,7 +224,8 @@ class FusionTask(LightningModule):
             self.log(f"val_{name}", value, prog_bar=name == "select")
         for metrics in self.metrics.values():
             metrics.reset()
-        if self.temperature is not None and named["select"] > self.best_select:
+        # Without answers, of one modality and views that only several have, the temperature stays 1.
+        if self.temperature is not None and self.answers and named["select"] > self.best_select:
             # As the checkpoint of the best epoch is written next, only this epoch's temperature matters.
             self.best_select.copy_(named["select"])
             logits, labels = (torch.cat(parts) for parts in zip(*self.answers, strict=True))
@@ -262,6 +265,8 @@ class FusionTask(LightningModule):
             factor=settings["lr_factor"],
             patience=settings["lr_patience"],
             min_lr=settings["min_lr"],
+            # A negative score is always better than itself times 1 + the relative threshold.
+            threshold_mode="abs" if self.select_by == "likelihood" else "rel",
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_select"}}
 

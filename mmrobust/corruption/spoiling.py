@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import as_mask, check_floating, check_option, check_range
+from .._checks import as_mask, check_floating, check_option, check_range, present_rows
 from .._precision import widen
 from .._random import uniform
 from ..masking import zero_missing
@@ -64,8 +64,7 @@ def spoil_rows(
     """
     check_floating("spoil_rows", "x", x)
     check_spoiling("spoil_rows", rate, kinds, snr_db)
-    steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
-    keep = as_mask("spoil_rows", "mask", mask, **(_steps(x) if steps else {"B": x.shape[0]}))
+    keep = _as_mask("spoil_rows", "mask", mask, x)
     if rate == 0.0:
         return SpoiltRows(x, torch.zeros(x.shape[:1], dtype=widen(x).dtype, device=x.device))
     draws = uniform((2, x.shape[0]), generator, x.device).to(widen(x).dtype)
@@ -155,21 +154,17 @@ class ModalityCorruption(nn.Module):
             check_option(where, "the keys of masks", name, inputs)
         for name, x in inputs.items():
             check_floating(where, f"inputs[{name!r}]", x)
-            mask = given.get(name)
-            steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
-            as_mask(where, f"masks[{name!r}]", mask, **(_steps(x) if steps else {"B": x.shape[0]}))
+            _as_mask(where, f"masks[{name!r}]", given.get(name), x)
         if not self.training:
             return dict(inputs)
         options: dict[str, Any] = {"kinds": self.kinds, "snr_db": self.snr_db, "generator": generator}
         return {name: spoil_rows(x, self.rate, given.get(name), **options).x for name, x in inputs.items()}
 
 
-def _steps(x: Tensor) -> dict[str, int | None]:
-    return {"B": x.shape[0], "T": x.shape[1]}
-
-
-def _rows(keep: Tensor) -> Tensor:
-    return keep if keep.dim() == 1 else keep.any(1)
+def _as_mask(where: str, name: str, mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Check the mask of samples ``(B,)`` or, where ``x`` has them, of steps ``(B, T)``."""
+    steps = x.dim() > 2 and isinstance(mask, Tensor) and mask.dim() != 1
+    return as_mask(where, name, mask, **({"B": x.shape[0], "T": x.shape[1]} if steps else {"B": x.shape[0]}))
 
 
 def _share(kind: str, snr_db: Tensor, keep: Tensor | None) -> Tensor:
@@ -177,7 +172,7 @@ def _share(kind: str, snr_db: Tensor, keep: Tensor | None) -> Tensor:
     if kind == "noise":
         return torch.sigmoid(-snr_db * (math.log(10.0) / 10.0))
     if kind == "shuffle":
-        rows = torch.ones_like(snr_db) if keep is None else _rows(keep)
+        rows = torch.ones_like(snr_db) if keep is None else present_rows(keep)
         return torch.where(rows.sum() > 1, torch.ones_like(snr_db), 0.0)
     return torch.full_like(snr_db, 0.0 if kind == "scale" else 1.0)
 
@@ -187,7 +182,7 @@ def _spoilt(kind: str, x: Tensor, snr_db: Tensor, keep: Tensor | None, generator
     if kind == "noise":
         return add_noise(x, snr_db, keep, generator=generator)
     if kind == "shuffle":
-        rows = None if keep is None else _rows(keep)
+        rows = None if keep is None else present_rows(keep)
         # Padding is zero before it is handed on, for the next sample may have a real step there.
         return zero_missing(shuffle_rows(zero_missing(x, keep), rows, generator=generator), keep)
     if kind == "scale":

@@ -44,11 +44,17 @@ def build_decoders(reader: InputReader, hidden: int, dropout: float) -> nn.Modul
     )
 
 
-def build_fusion(where: str, kind: str, hidden: int, count: int, alpha: float, weighing: dict[str, Any]) -> nn.Module:
+def build_fusion(
+    where: str, kind: str, hidden: int, count: int, alpha: float, weighing: dict[str, Any], quality: str
+) -> nn.Module:
     check_option(where, "fusion", kind, ("uncertainty", "gated", "mean"))
     for name in ("per_dimension", "prior_expert"):
         if kind == "mean" and weighing[name]:
             raise ValueError(f"{where}: expected {name}=False with fusion='mean', which weighs all alike, got True")
+    if kind == "mean" and quality != "none":
+        raise ValueError(
+            f"{where}: expected quality='none' with fusion='mean', which weighs all alike, got {quality!r}"
+        )
     uncertainty = UncertaintyWeightedFusion(**weighing)
     if kind == "gated":
         return GatedUncertaintyFusion(hidden, count, alpha=alpha, **weighing)

@@ -53,7 +53,7 @@ class VariationalFusionClassifier(nn.Module):
         sequences: Names of the modalities given as ``(B, T, D)``.
         dropout: Dropout probability in encoders, decoders, attention and before the heads.
         fusion: ``"uncertainty"``, ``"gated"``, or ``"mean"`` = equal weights for what is present, for which
-            the five options below mean nothing.
+            the five options below mean nothing and ``quality`` must be ``"none"``.
         weighting: As in :class:`UncertaintyWeightedFusion`, like the four options below.
         power: Exponent for ``"precision"``.
         temperature: Softness of the weights.
@@ -162,7 +162,7 @@ class VariationalFusionClassifier(nn.Module):
         )
         weighing = {"weighting": weighting, "power": power, "temperature": temperature}
         weighing |= {"per_dimension": per_dimension, "prior_expert": prior_expert}
-        self.fusion = build_fusion(_WHERE, fusion, hidden_features, count, gate_alpha, weighing)
+        self.fusion = build_fusion(_WHERE, fusion, hidden_features, count, gate_alpha, weighing, quality)
         self.attention = build_attention(_WHERE, attention, hidden_features, num_heads, dropout, count)
         self.heads = PredictionHeads(_WHERE, hidden_features, num_classes, num_values, dropout)
         self.decoders = build_decoders(self.reader, hidden_features, dropout) if reconstruction_weight > 0 else None

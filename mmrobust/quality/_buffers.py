@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._checks import present_rows
 from .reference import (
     FIT_ROWS,
     NUM_STATISTICS,
@@ -54,7 +55,7 @@ class ReferenceBuffers(nn.Module):
             getattr(self, name).copy_(value)
         sample = mask.nonzero()[:, 0]
         source = sample[example_rows(len(sample), fitting["num_rows"], x.device)]
-        there = (mask if mask.dim() == 1 else mask.any(1)).nonzero().squeeze(1)
+        there = present_rows(mask).nonzero().squeeze(1)
         parts = []
         for rows in torch.split(there[:: -(-len(there) // FIT_ROWS)], CHUNK):
             # A sample's own examples are too near to say what is usual; a sample without others has to use them.

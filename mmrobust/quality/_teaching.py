@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_range, check_size
+from .._checks import check_range, check_size, present_rows
 from .._precision import widen
 from .._random import uniform
 from ..corruption.spoiling import check_spoiling, spoil_rows
@@ -20,6 +20,19 @@ from .reference import Fitting
 
 _BATCH = 1024
 _DECAY = 1e-4
+
+
+class Rows(NamedTuple):
+    """The rows of one modality: ``x``, what is there of it ``(N,)`` or ``(N, T)``, and their groups ``(N,)``."""
+
+    x: Tensor
+    mask: Tensor
+    groups: Tensor | None
+
+    @property
+    def there(self) -> Tensor:
+        """The rows that have anything, ``(N,)``."""
+        return present_rows(self.mask)
 
 
 class Teaching(NamedTuple):
@@ -46,21 +59,19 @@ def check_teaching(where: str, teaching: Teaching) -> None:
 def teach(
     reference: ReferenceBuffers,
     head: nn.Module,
-    x: Tensor,
-    mask: Tensor,
-    groups: Tensor | None,
+    rows: Rows,
     fitting: Fitting,
     teaching: Teaching,
     generator: torch.Generator | None,
 ) -> None:
     """Train a head on the rows of one modality; it is a copy that learns, for the head may be frozen, or in half."""
-    statistics, share = _examples(reference, x, mask, groups, fitting, teaching, generator)
+    statistics, share = _examples(reference, rows, fitting, teaching, generator)
     pupil = copy.deepcopy(head).to(statistics.dtype).requires_grad_()
     optimizer = torch.optim.Adam(pupil.parameters(), lr=teaching.lr, weight_decay=_DECAY)
     with torch.enable_grad():
         for _ in range(teaching.steps):
-            rows = (uniform((_BATCH,), generator, x.device) * len(share)).long()
-            loss = quality_loss(read_logvar(pupil, statistics[rows])[:, None], share[rows, None])
+            drawn = (uniform((_BATCH,), generator, share.device) * len(share)).long()
+            loss = quality_loss(read_logvar(pupil, statistics[drawn])[:, None], share[drawn, None])
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -68,66 +79,46 @@ def teach(
 
 
 def _examples(
-    reference: ReferenceBuffers,
-    x: Tensor,
-    mask: Tensor,
-    groups: Tensor | None,
-    fitting: Fitting,
-    teaching: Teaching,
-    generator: torch.Generator | None,
+    reference: ReferenceBuffers, rows: Rows, fitting: Fitting, teaching: Teaching, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Measure rows, some of them spoilt: against references fitted without them, and against the one that has them.
 
     The first is how new rows will be looked at; the second how the training rows are in the training of a model, to
     which they look more familiar than any new row.
     """
-    there, parts = _there(mask), []
-    fold = deal(there, groups, teaching.folds, generator)
+    fold, parts = deal(rows, teaching.folds, generator), []
     for number in range(int(fold.max()) + 1):
         scratch = copy.deepcopy(reference)
-        scratch.fit(x[fold != number], mask[fold != number], fitting)
-        parts += _measured(scratch, x, mask, there & (fold == number), teaching, generator)
-    parts += _measured(reference, x, mask, there, teaching, generator)
+        scratch.fit(rows.x[fold != number], rows.mask[fold != number], fitting)
+        parts += _measured(scratch, rows, fold == number, teaching, generator)
+    parts += _measured(reference, rows, fold >= 0, teaching, generator)
     statistics, shares = zip(*parts, strict=True)
     return widen(torch.cat(statistics)), torch.cat(shares)
 
 
 def _measured(
-    reference: ReferenceBuffers,
-    x: Tensor,
-    mask: Tensor,
-    chosen: Tensor,
-    teaching: Teaching,
-    generator: torch.Generator | None,
+    reference: ReferenceBuffers, rows: Rows, chosen: Tensor, teaching: Teaching, generator: torch.Generator | None
 ) -> list[tuple[Tensor, Tensor]]:
     """Spoil the chosen rows, several times over; return their statistics and shares."""
     parts = []
-    for rows in torch.split(chosen.nonzero().squeeze(1), CHUNK):
+    for part in torch.split(chosen.nonzero().squeeze(1), CHUNK):
+        x, mask = rows.x[part], rows.mask[part]
         for _ in range(teaching.draws):
             spoilt, share = spoil_rows(
-                x[rows],
-                teaching.rate,
-                mask[rows],
-                kinds=teaching.kinds,
-                snr_db=teaching.snr_db,
-                generator=generator,
+                x, teaching.rate, mask, kinds=teaching.kinds, snr_db=teaching.snr_db, generator=generator
             )
-            parts.append((reference(spoilt, mask[rows]), share))
+            parts.append((reference(spoilt, mask), share))
     return parts
 
 
-def count_units(mask: Tensor, groups: Tensor | None) -> int:
+def count_units(rows: Rows) -> int:
     """Count the groups that have the modality; without groups, the rows."""
-    there = _there(mask)
-    return int(there.sum()) if groups is None else len(torch.unique(groups[there]))
+    return int(rows.there.sum()) if rows.groups is None else len(torch.unique(rows.groups[rows.there]))
 
 
-def _there(mask: Tensor) -> Tensor:
-    return mask if mask.dim() == 1 else mask.any(1)
-
-
-def deal(there: Tensor, groups: Tensor | None, folds: int, generator: torch.Generator | None) -> Tensor:
+def deal(rows: Rows, folds: int, generator: torch.Generator | None) -> Tensor:
     """Give each present row a fold number ``(N,)``, whole groups to one fold; -1 = absent."""
+    there, groups = rows.there, rows.groups
     fold = torch.full(there.shape, -1, device=there.device)
     members = torch.arange(int(there.sum()), device=there.device)
     units = members if groups is None else torch.unique(groups[there], return_inverse=True)[1]

@@ -26,6 +26,9 @@ def rows(data: str, **shift: float) -> list[dict[str, Any]]:
         "regret[a].weighted_f1": 0.05,
         "regret[a+b].weighted_f1": -0.01,
         "gap[a:zeros].weighted_f1": -0.02,
+        "gap[a:noise@0dB].weighted_f1": 0.03,
+        "auroc[a:noise@0dB].std": 0.6,
+        "detector[a:noise@0dB].energy": 0.85,
         "auroc[a:zeros].std": 0.9,
         "detector[a:zeros].residual": 0.2,
         "detector[a:zeros].nearest": 0.7,
@@ -35,7 +38,7 @@ def rows(data: str, **shift: float) -> list[dict[str, Any]]:
         key = {"data": data, "seed": seed, "fold": 0}
         noise = 0.001 * seed
         found.append({"config": "plain", **key, **{name: value + noise for name, value in plain.items()}})
-        better = {name: value + noise + shift.get(name.partition(".")[0], 0.0) for name, value in plain.items()}
+        better = {name: value + noise + shift.get(name.rpartition(".")[0], 0.0) for name, value in plain.items()}
         found.append({"config": "ours", **key, **better, **own})
     return found
 
@@ -43,18 +46,43 @@ def rows(data: str, **shift: float) -> list[dict[str, Any]]:
 def test_three_tables_of_two_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "one.csv", tmp_path / "two.csv"]
     write_rows(files[0], rows("one", test=0.1))
-    write_rows(files[1], rows("two"))
+    write_rows(files[1], rows("two", **{"corrupt[a:shuffle]": 0.2, "corrupt[a:clean]": 0.2}))
     assert main([*map(str, files), "--config", "ours", "--out", str(tmp_path / "o.md")]) == 0
     text = (tmp_path / "o.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     # Mean regret (.05 - .01) / 2; one subset is lost with its whole interval, and so is one gap.
     assert "| one | ours | 0.020 [0.020, 0.020] | 0.050 [0.050, 0.050] (a) | 1 of 2 |" in text
-    assert "| -0.020 [-0.020, -0.020] (a:zeros) | 1 of 1 |" in text
+    assert "| 0.005 [0.005, 0.005] | -0.020 [-0.020, -0.020] (a:zeros) | 1 of 2 |" in text
+    assert "fewer than 5 folds or seeds the intervals are too narrow" in text
     # Shuffled and clean rows are no corruption; the difference of the clean score is the shift.
+    heads = "| | clean | mean over subsets | mean over corruptions without shuffle | ECE (lower is better) |"
+    assert heads.replace("| |", "|  |", 1) in text
     assert "| one, to plain | **+0.100 [+0.100, +0.100]** | +0.000 [+0.000, +0.000] | +0.000" in text
-    assert "| two, to plain | +0.000 [+0.000, +0.000] |" in text
+    assert "| two, to plain |" + 4 * " +0.000 [+0.000, +0.000] |" in text
     # A statistic that is low on spoilt rows tells them too: 1 - 0.2 beats 0.7.
-    assert "| two, a | – / – | – / – | 0.900 / 0.800 |" in text
+    assert "| two, a | 0.600 / 0.850 | – / – | 0.900 / 0.800 |" in text
+    assert "upper bound (statistic and direction picked per cell on the test rows)" in text
+
+
+def test_a_measure_that_a_file_lacks_is_a_dash(tmp_path: Path) -> None:
+    """And what no file has is no column; cells stay under their heads."""
+    lacking = [
+        {name: value for name, value in row.items() if not name.startswith(("calibration", "corrupt[a:zeros]"))}
+        for row in rows("one")
+    ]
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    write_rows(files[0], lacking)
+    write_rows(files[1], rows("two", **{"calibration[mean]": -0.1}))
+    out = tmp_path / "o.md"
+    assert main([*map(str, files), "--config", "ours", "--out", str(out)]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines()]
+    (heads,) = [line for line in lines if "clean" in line]
+    one, two = (dict(zip(heads, line, strict=True)) for line in lines if line and line[0].endswith(", to plain"))
+    assert one["ECE (lower is better)"] == one["mean over corruptions without shuffle"] == "–"
+    assert one["mean over subsets"] == "+0.000 [+0.000, +0.000]"
+    assert two["ECE (lower is better)"] == "**-0.100 [-0.100, -0.100]**"
+    assert main([str(files[0]), "--config", "ours", "--out", str(out)]) == 0
+    assert "ECE" not in out.read_text()
 
 
 def test_validation_alone_chooses(tmp_path: Path) -> None:
@@ -72,10 +100,14 @@ def test_validation_alone_chooses(tmp_path: Path) -> None:
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "one.csv"
     write_rows(file, rows("one"))
+    both = tmp_path / "both.csv"
+    write_rows(both, rows("one") + rows("two"))
     for words, message in (
         ([str(file), "--config", "theirs"], "expected runs of 'theirs', got plain, ours"),
         ([str(tmp_path / "none.csv"), "--config", "ours"], "none.csv"),
         ([str(file), "--config", "ours", "plain"], "one.csv: expected a column val.select to choose by"),
+        ([str(file), "--config", "ours", "--score", "f2"], "one.csv: summary_table: expected a score among ece"),
+        ([str(both), "--config", "ours"], "both.csv: summary_table: expected runs of one data set, got one, two"),
     ):
         assert main([*words, "--out", str(tmp_path / "o.md")]) == 1
         error = capsys.readouterr().err

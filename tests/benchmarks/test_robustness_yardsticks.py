@@ -124,6 +124,16 @@ def test_yardsticks_count_nothing_without_intervals_and_need_no_gaps() -> None:
     assert line["mean gap"] == line["worst gap"] == "–" and line["worst subset regret"] == "0.050 (a)"
 
 
+def test_yardsticks_count_the_runs_that_have_a_regret() -> None:
+    frame = runs()
+    yardsticks = [column for column in frame if column.startswith(("regret", "gap"))]
+    frame.loc[(frame["config"] == "ours") & (frame["seed"] > 2), yardsticks] = np.nan
+    frame.loc[frame["config"] == "other", yardsticks] = np.nan
+    table = yardstick_table(frame, "accuracy")
+    assert cells(table, "ours")["runs"] == "3"
+    assert list(cells(table, "other").values())[1:] == ["0", *["–"] * 6]
+
+
 def test_summary_has_gaps_and_calibration_beside_the_score() -> None:
     line = cells(summary_table(runs(), "accuracy"), "ours")
     assert line["worst gap"].endswith("(a:noise@0dB)") and line["ECE"] == "0.125 ± 0.000 [0.125, 0.125]"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.robustness import CORRUPTIONS, corrupt
+from benchmarks.robustness import CORRUPTIONS, corrupt, read_rows, run_row
+from examples.mer.__main__ import main
+from examples.mer.cli import MerCLI
 from examples.mer.detectors import STATISTICS, detector_view
+from examples.mer.jobs import Job, execute
 from examples.mer.sets import MultimodalSet
 from mmrobust.quality import fit_reference, novelty_statistics
+from tests.examples.mer_runs import write_config, write_toy
 
 
 def rows_of(count: int, seed: int, *, frames: bool = False) -> MultimodalSet:
@@ -49,6 +56,38 @@ def test_equals_scikit_learn_on_the_noise_of_the_corruption_view(frames: bool) -
                 expected = roc_auc_score(truth, torch.cat(parts)[:, column].numpy())
                 assert view[f"{name}:{corruption.label}"][statistic] == pytest.approx(expected)
     assert view["x:noise@-5dB"]["mahalanobis"] > 0.6
+
+
+WITH_QUALITY = {"hidden_features": 8, "quality": "replace", "attention": "none"}
+
+
+class TestCommands:
+    """The view stands beside the corruption view of a model with quality, and nowhere else."""
+
+    def words(self, folder: Path, options: dict[str, Any]) -> tuple[str, ...]:
+        config = write_config(folder / "toy.yaml", model__options=options, trainer__max_epochs=1)
+        return "--config", str(config), "--data.root", str(write_toy(folder / "toy.npz"))
+
+    def expected(self, words: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        sets = MerCLI(words, trainer={"enable_progress_bar": False}).datamodule.sets
+        return detector_view(sets["train"], sets["test"])
+
+    @pytest.mark.parametrize("views", [("corrupt",), ("subset",)])
+    def test_a_job_measures_training_and_test_rows(self, views: tuple[str, ...], tmp_path: Path) -> None:
+        words = self.words(tmp_path, WITH_QUALITY)
+        job = Job("toy", "toy", 0, 0, words, str(tmp_path / "run.json"), "print", views=views)
+        assert execute(job)["views"].get("detector") == (self.expected(words) if "corrupt" in views else None)
+
+    @pytest.mark.parametrize("quality", [True, False])
+    def test_evaluate_measures_those_of_one_checkpoint(self, quality: bool, tmp_path: Path) -> None:
+        words = self.words(tmp_path, WITH_QUALITY if quality else {"hidden_features": 8})
+        assert main(["fit", *words, "--trainer.default_root_dir", str(tmp_path / "run")]) == 0
+        command = ["evaluate", str(tmp_path / "run" / "best.ckpt"), "--out", str(tmp_path / "out"), "--no-regret"]
+        assert main([*command, "--views", "corrupt"]) == 0
+        row = read_rows(tmp_path / "out" / "runs.csv").iloc[0]
+        found = {name: value for name, value in row.items() if name.startswith("detector")}
+        expected = run_row({"detector": self.expected(words)}) if quality else {}
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_leaves_out_a_modality_that_no_test_row_has() -> None:

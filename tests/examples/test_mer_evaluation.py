@@ -39,6 +39,8 @@ class TestEvaluate:
         assert all(str(out / name) in printed for name in ["runs.csv", "summary.md", "regret.png", *PICTURES])
         assert "Features: standardised by the training rows (`normalize: train`)." in printed
         assert "Specialists: 1 seed per subset, family" in printed and "1 epochs (`--specialist-epochs`)" in printed
+        note = " ".join(printed.split())
+        assert "as the run (corruption in training, averaging, teaching and calibration too), without" in note
         assert "![" not in printed
         row = read_rows(out / "runs.csv").iloc[0]
         robust, specialist = row["subset[a].weighted_f1"], row["specialist[a].weighted_f1"]

@@ -19,6 +19,12 @@ from tests.examples.mer_runs import ROWS, make_batch, make_task, toy_cli, write_
 
 SIZES = {"a": 5, "b": 4, "c": 3}
 ALL = ("clean", "subset", "corrupt")
+ONE_ENCODING = {
+    "model__views": 2,
+    "model__average": 0.9,
+    "model__calibrate": True,
+    "model__options": {"hidden_features": 8, "dropout": 0.2},
+}
 
 
 def subsets(count: int) -> list[tuple[bool, ...]]:
@@ -142,7 +148,7 @@ class TestSelect:
         assert scores["combined"] == pytest.approx(sum(scores[f"{view}_combined"] for view in ALL) / 3)
         assert scores["select"] == scores["combined"]
 
-    @pytest.mark.parametrize("more", [{}, {"model__views": 2, "model__average": 0.9, "model__calibrate": True}])
+    @pytest.mark.parametrize("more", [{}, ONE_ENCODING])
     def test_likelihood_is_cross_entropy_and_weighted_squared_error(self, tmp_path: Path, more: dict[str, Any]) -> None:
         changes = {"model__select_by": "likelihood", "model__selection": ["clean", "subset"]}
         changes |= {"model__value_weight": 0.5, **more}
@@ -177,6 +183,12 @@ class TestSelect:
         assert cli.trainer.current_epoch == 3
         assert abs(scores["select"]) < 100 and "subset_combined" not in scores
 
+    def test_one_modality_without_clean_rows_is_not_calibrated(self, tmp_path: Path) -> None:
+        changes = {"model__selection": ["subset", "corrupt"], "model__calibrate": True}
+        cli = toy_cli(tmp_path, "--data.only", "[a]", **changes)
+        cli.train()
+        assert float(cli.model.temperature.temperature) == 1.0
+
 
 class TestQuality:
     def test_a_model_with_quality_has_seen_the_training_rows(self, tmp_path: Path) -> None:
@@ -192,7 +204,7 @@ class TestQuality:
     def test_is_taught_where_the_model_is_with_whole_groups(
         self, tmp_path: Path, teach: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        options = {"hidden_features": 8, "quality": "replace", "freeze_quality": True, "attention": "none"}
+        options = {"hidden_features": 8, "quality": "replace", "freeze_quality": teach, "attention": "none"}
         changes = {"model__options": options, "model__teach_quality": teach, "trainer__max_epochs": 1}
         root = write_toy(tmp_path / "grouped.npz", subject=np.arange(ROWS) // 3)
         cli = toy_cli(tmp_path, "--data.root", str(root), "--data.group", "subject", **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,19 @@ class TestLoss:
                 {"views": 2, "family": "variational", "options": {"hidden_features": 8, "absence": "zero_fill"}},
                 "model.views: expected 0 with absence zero_fill, got 2",
             ),
+            (
+                {"views": 2, "family": "variational", "options": {"hidden_features": 8, "modality_dropout": 0.4}},
+                "model.options.modality_dropout: expected 0 with model.views, got 0.4",
+            ),
+            ({"teach_quality": True}, "model.teach_quality: expected false without model.options.quality, got true"),
+            (
+                {"family": "variational", "options": {"hidden_features": 8, "freeze_quality": True, **QUALITY}},
+                "model.options.freeze_quality: expected false without model.teach_quality, got true",
+            ),
+            (
+                {"family": "variational", "options": {"hidden_features": 8, "fusion": "mean", **QUALITY}},
+                "expected quality='none' with fusion='mean', which weighs all alike, got 'replace'",
+            ),
             ({"calibrate": True, "selection": ["corrupt"]}, "model.calibrate: expected 'clean' or 'subset' in"),
             ({"corruption_rate": 1.5}, r"ModalityCorruption: expected rate in \[0.0, 1.0\], got 1.5"),
             ({"selection": ["clean", "noisy"]}, "model.selection: expected one of clean, subset, corrupt, got 'noisy'"),
@@ -179,6 +193,42 @@ class TestCorruption:
         assert not torch.equal(seen[0][0]["a"], batch["inputs"]["a"])
         assert torch.equal(seen[0][3]["a"], batch["inputs"]["a"])
         assert seen[1][0]["a"] is batch["inputs"]["a"]
+
+    def batch(self) -> dict[str, Any]:
+        """Make a batch of a vector that three rows lack and a sequence that one row lacks."""
+        batch, steps = make_batch(a=5, b=4), torch.arange(3) < torch.tensor([[3], [0], [2], [1], [2], [3]])
+        batch["inputs"]["b"] = torch.where(steps.unsqueeze(-1), torch.randn(6, 3, 4), 0.0)
+        batch["masks"], batch["present"][:, 1] = {"b": steps}, steps.any(1)
+        batch["present"][[0, 2, 4], 0], batch["inputs"]["a"][[0, 2, 4]] = False, 0.0
+        return batch
+
+    def spoilt(self, batch: dict[str, Any], kinds: list[str]) -> tuple[dict[str, Tensor], FusionTask]:
+        task = make_task(family="variational", sequences=["b"], corruption_rate=1.0, corruption_kinds=kinds)
+        seen: list[Any] = []
+        forward = task.model.forward
+        task.model.forward = lambda *args: seen.append(args) or forward(*args)
+        torch.manual_seed(3)
+        task(batch)
+        return seen[0][0], task
+
+    def test_absent_rows_are_never_handed_to_present_ones(self) -> None:
+        batch = self.batch()
+        (found, _), clean = self.spoilt(batch, ["shuffle"]), batch["inputs"]["a"]
+        present = batch["present"][:, 0]
+        assert not found["a"][~present].any() and not found["b"][1].any()
+        # A cycle through the three present rows: each gets another one, and none is lost.
+        assert (found["a"][present] != clean[present]).any(1).all()
+        torch.testing.assert_close(found["a"][present].sort(0).values, clean[present].sort(0).values)
+
+    @pytest.mark.parametrize("kinds", [["noise"], ["zeros"], ["noise", "zeros"]], ids=str)
+    def test_present_rows_are_spoilt_as_if_nothing_were_absent(self, kinds: list[str]) -> None:
+        batch = self.batch()
+        found, task = self.spoilt(batch, kinds)
+        torch.manual_seed(3)
+        alike = task.corruption(batch["inputs"], batch["masks"])
+        present = batch["present"][:, 0]
+        assert torch.equal(found["a"][present], alike["a"][present]) and torch.equal(found["b"], alike["b"])
+        assert not found["a"][~present].any() and not found["b"][1].any()
 
 
 class TestTraining:
@@ -256,6 +306,15 @@ class TestTraining:
         epochs = [x for key, x in last["state_dict"].items() if "modality_dropout" in key and "epoch" in key]
         assert [int(x) for x in epochs] == [2]
         assert sorted(path.name for path in cli.root.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    @pytest.mark.parametrize(("select_by", "score"), [("likelihood", -1.3), ("combined", 0.6)])
+    def test_rate_falls_where_the_score_does_not_rise(self, select_by: str, score: float) -> None:
+        task = make_task(select_by=select_by, lr_patience=1)
+        task.trainer = SimpleNamespace(precision="32-true")
+        scheduler = task.configure_optimizers()["lr_scheduler"]["scheduler"]
+        for _ in range(3):
+            scheduler.step(score)
+        assert scheduler.get_last_lr() == [0.5e-3]
 
     def test_divergence_in_the_first_epoch_is_one_error(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="toy: the training diverged in its first epoch"):
