@@ -163,8 +163,15 @@ class TestFusion:
 
 class TestFit:
     def test_a_model_without_quality_says_so(self) -> None:
-        with pytest.raises(RuntimeError, match="VariationalFusionClassifier: expected a model with quality, got"):
+        with pytest.raises(
+            RuntimeError, match="VariationalFusionClassifier: expected a model with quality, got quality='none'"
+        ):
             build("none", fit=False).fit_quality(batch())
+
+    def test_a_frozen_model_has_to_be_taught(self) -> None:
+        """Untaught and frozen, the weights would be equal for ever, and nothing would say so."""
+        with pytest.raises(RuntimeError, match="expected teach=True with freeze_quality=True, got quality"):
+            build(fit=False, freeze_quality=True).fit_quality(batch(40))
 
     def test_fitting_reads_what_forward_reads(self) -> None:
         """By name and in any order, without what is absent; a modality that is left out altogether is named."""

@@ -106,7 +106,7 @@ def build(**options: Any) -> VariationalFusionClassifier:
         SIZES, 8, **{"num_classes": 3, "num_values": 2, "num_heads": 2, "sequences": ["s"], **options}
     ).double()
     if model.quality is not None:
-        model.fit_quality(batch(60, 5))
+        model.fit_quality(batch(60, 5), teach=model.freeze_quality)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model

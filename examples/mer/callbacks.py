@@ -65,7 +65,9 @@ class EpochLines(Callback):
         if trainer.progress_bar_callback is None and trainer.is_global_zero and done % self.every == 0:
             limit = "" if trainer.max_epochs in (None, -1) else f" of at most {trainer.max_epochs}"
             score = float(trainer.callback_metrics["val_combined"])
-            print(f"{self.prefix}epoch {done}{limit}, validation combined {score:.4f}", flush=True)
+            select = float(trainer.callback_metrics[MONITOR])
+            chosen_by = "" if select == score else f", selected by {select:.4f}"
+            print(f"{self.prefix}epoch {done}{limit}, validation combined {score:.4f}{chosen_by}", flush=True)
 
 
 class PatientStopping(EarlyStopping):

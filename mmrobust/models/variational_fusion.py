@@ -73,8 +73,7 @@ class VariationalFusionClassifier(nn.Module):
             there is none; ``"scale"``: it scales the encoders' stds; ``"replace"``: it stands in their place in the
             fusion. Call :meth:`fit_quality` before training, and train with spoilt inputs and clean ``targets``.
         quality_weight: Weight of :func:`quality_loss`, which compares it with what was spoilt; no ``targets``, no term.
-        freeze_quality: Whether the networks of quality stay as ``fit_quality(..., teach=True)`` made them: no gradient
-            reaches them, and there is no term.
+        freeze_quality: Whether its networks stay as ``fit_quality(..., teach=True)`` made them: no gradient, no term.
         kl_weight: Weight of the KL to the prior; these and the next are passed to :class:`VariationalLoss`.
         reconstruction_weight: Weight of the reconstruction; 0 = no decoders.
         cross_kl_weight: Weight of the KL between modalities.
@@ -202,12 +201,13 @@ class VariationalFusionClassifier(nn.Module):
             generator: As there.
 
         Raises:
-            RuntimeError: If the model was built with ``quality="none"``.
+            RuntimeError: If the model has no quality, or a frozen one that is not taught.
             TypeError: If a dtype is wrong.
-            ValueError: If a name or a shape does not fit, or a modality is present in too few rows or groups.
+            ValueError: If a name or a shape does not fit, or a modality is in too few rows or groups.
         """
-        if self.quality is None:
-            raise RuntimeError(f"{_WHERE}: expected a model with quality, got quality='none'")
+        if self.quality is None or (self.freeze_quality and not teach):
+            wanted = "teach=True with freeze_quality=True" if self.quality else "a model with quality"
+            raise RuntimeError(f"{_WHERE}: expected {wanted}, got quality={self.quality_mode!r}, teach={teach}")
         x = self.reader.read(inputs, present, masks, fill=False)
         self.quality.fit(x.features, x.present, x.masks)
         if teach:
