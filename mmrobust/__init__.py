@@ -1,6 +1,6 @@
 """Model components that keep working when a modality is noisy or missing."""
 
-from . import functional
+from . import distributed, functional
 from .attention import ProxyCrossModalAttention
 from .calibration import TemperatureScaling, fit_temperature
 from .corruption import (
@@ -12,6 +12,7 @@ from .corruption import (
     shuffle_rows,
     spoil_rows,
 )
+from .data import ClassBalancedBatchSampler
 from .encoders import (
     FeatureTokenizer,
     LSTMEncoder,
@@ -32,12 +33,16 @@ from .fusion import (
     uncertainty_weights,
     weighted_sum,
 )
+from .gradient_cache import cached_encode
 from .losses import (
+    ContrastiveOutput,
     FocalLabelSmoothingLoss,
     FocalLoss,
     InfoNCELoss,
     LabelSmoothingCrossEntropy,
     ModalityContrastiveLoss,
+    NTXentLoss,
+    SupConLoss,
     VariationalLoss,
     VariationalLossOutput,
     cross_modal_kl,
@@ -47,9 +52,12 @@ from .losses import (
     info_nce_loss,
     label_smoothing_cross_entropy,
     modality_contrastive_loss,
+    nt_xent_loss,
     reconstruction_loss,
+    sup_con_loss,
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
+from .memory import MemoryBank, MemoryKeys
 from .models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
 from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, presence_views, random_presence
 from .quality import ModalityQuality, Reference, fit_reference, novelty_statistics, quality_loss
@@ -59,6 +67,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionFusion",
     "AttentionFusionClassifier",
+    "ClassBalancedBatchSampler",
+    "ContrastiveOutput",
     "FeatureTokenizer",
     "FocalLabelSmoothingLoss",
     "FocalLoss",
@@ -69,15 +79,19 @@ __all__ = [
     "LSTMEncoder",
     "LabelSmoothingCrossEntropy",
     "MLPEncoder",
+    "MemoryBank",
+    "MemoryKeys",
     "ModalityContrastiveLoss",
     "ModalityCorruption",
     "ModalityDecoder",
     "ModalityDropout",
     "ModalityQuality",
+    "NTXentLoss",
     "ProjectionHead",
     "ProxyCrossModalAttention",
     "Reference",
     "SpoiltRows",
+    "SupConLoss",
     "TemperatureScaling",
     "UncertaintyWeightedFusion",
     "VariationalFusionClassifier",
@@ -89,7 +103,9 @@ __all__ = [
     "__version__",
     "add_noise",
     "all_presence_patterns",
+    "cached_encode",
     "cross_modal_kl",
+    "distributed",
     "drop_frames",
     "fit_reference",
     "fit_temperature",
@@ -105,6 +121,7 @@ __all__ = [
     "masked_softmax",
     "modality_contrastive_loss",
     "novelty_statistics",
+    "nt_xent_loss",
     "presence_from_zeros",
     "presence_views",
     "quality_loss",
@@ -114,6 +131,7 @@ __all__ = [
     "scale_rows",
     "shuffle_rows",
     "spoil_rows",
+    "sup_con_loss",
     "uncertainty_weights",
     "weighted_sum",
     "zero_missing",

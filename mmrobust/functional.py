@@ -4,6 +4,7 @@ from .calibration import fit_temperature
 from .corruption import add_noise, drop_frames, scale_rows, shuffle_rows, spoil_rows
 from .encoders import reparameterize
 from .fusion import fused_std, uncertainty_weights, weighted_sum
+from .gradient_cache import cached_encode
 from .losses import (
     cross_modal_kl,
     focal_label_smoothing_loss,
@@ -12,7 +13,9 @@ from .losses import (
     info_nce_loss,
     label_smoothing_cross_entropy,
     modality_contrastive_loss,
+    nt_xent_loss,
     reconstruction_loss,
+    sup_con_loss,
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .presence import all_presence_patterns, presence_from_zeros, presence_views, random_presence
@@ -21,6 +24,7 @@ from .quality import fit_reference, novelty_statistics, quality_loss
 __all__ = [
     "add_noise",
     "all_presence_patterns",
+    "cached_encode",
     "cross_modal_kl",
     "drop_frames",
     "fit_reference",
@@ -36,6 +40,7 @@ __all__ = [
     "masked_softmax",
     "modality_contrastive_loss",
     "novelty_statistics",
+    "nt_xent_loss",
     "presence_from_zeros",
     "presence_views",
     "quality_loss",
@@ -45,6 +50,7 @@ __all__ = [
     "scale_rows",
     "shuffle_rows",
     "spoil_rows",
+    "sup_con_loss",
     "uncertainty_weights",
     "weighted_sum",
     "zero_missing",

@@ -8,12 +8,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the p
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,3 +46,11 @@ def mmrobust_data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"MMROBUST_DATA: expected a folder, got {folder}"
     return path
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Return what runs a function on every rank of a process group."""
+    pool = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()

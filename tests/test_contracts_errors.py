@@ -24,6 +24,9 @@ NOT_COMPONENTS: dict[str, str] = {
     "drop_frames": "random by nature: tests/test_presence.py measures what it does",
     "random_presence": "random by nature: tests/test_presence.py measures what it does",
     "reparameterize": "random by nature: tests/test_encoders.py measures what it does",
+    "ClassBalancedBatchSampler": "makes batches, of no tensor: tests/test_data.py",
+    "MemoryBank": "is nothing but state: tests/test_memory.py holds it to the same contract",
+    "cached_encode": "takes an encoder, and computes nothing but what that does: tests/test_gradient_cache.py",
     "all_presence_patterns": "takes no tensor: tests/test_presence.py lists its values",
 }
 

@@ -12,6 +12,8 @@ SUITES = (
     "attention",
     "fusion",
     "losses",
+    "memory",
+    "gradient_cache",
     "presence",
     "quality",
     "calibration",

@@ -8,15 +8,28 @@ from .classification import (
     focal_loss,
     label_smoothing_cross_entropy,
 )
-from .contrastive import InfoNCELoss, ModalityContrastiveLoss, info_nce_loss, modality_contrastive_loss
+from .contrastive import (
+    ContrastiveOutput,
+    InfoNCELoss,
+    ModalityContrastiveLoss,
+    NTXentLoss,
+    SupConLoss,
+    info_nce_loss,
+    modality_contrastive_loss,
+    nt_xent_loss,
+    sup_con_loss,
+)
 from .variational import VariationalLoss, VariationalLossOutput, cross_modal_kl, gaussian_kl, reconstruction_loss
 
 __all__ = [
+    "ContrastiveOutput",
     "FocalLabelSmoothingLoss",
     "FocalLoss",
     "InfoNCELoss",
     "LabelSmoothingCrossEntropy",
     "ModalityContrastiveLoss",
+    "NTXentLoss",
+    "SupConLoss",
     "VariationalLoss",
     "VariationalLossOutput",
     "cross_modal_kl",
@@ -26,5 +39,7 @@ __all__ = [
     "info_nce_loss",
     "label_smoothing_cross_entropy",
     "modality_contrastive_loss",
+    "nt_xent_loss",
     "reconstruction_loss",
+    "sup_con_loss",
 ]

@@ -1,0 +1,190 @@
+"""The contrastive core as an operator: a logsumexp over all pairs of rows, in memory that grows with the rows alone.
+
+The forward pass keeps one number per row; the backward pass computes the scores again. As operators of
+``torch.library`` both compile and export; inside they walk tiles (:mod:`.tiles`) or call a kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._precision import no_autocast
+from . import tiles
+from .units import Units
+
+NO_KEY = tiles.NO_KEY
+
+
+def self_logsumexp(
+    units: Units, temperature: Tensor, *, valid: Tensor | None = None, least: float = 0.0, impl: str = "torch"
+) -> Tensor:
+    """Return ``log sum_j exp(e_ij / t)`` over the other rows j ``(B,)``; ``NO_KEY`` where there is none.
+
+    ``valid (B,)`` bool: the rows that are keys. ``least``: a lower bound of the temperature known without reading it.
+    """
+    rows, _ = _pair_logsumexp(units, None, temperature, valid, None, "self", 0, least, impl)
+    return rows
+
+
+def row_logsumexp(
+    queries: Units,
+    keys: Units,
+    temperature: Tensor,
+    *,
+    key_valid: Tensor | None = None,
+    skip: int | None = None,
+    least: float = 0.0,
+    impl: str = "torch",
+) -> Tensor:
+    """Return ``log sum_j exp(e_ij / t)`` over keys j ``(..., A)`` without ``j = i + skip``; ``NO_KEY`` without keys."""
+    rows, _ = _pair_logsumexp(queries, keys, temperature, None, key_valid, "rows", skip, least, impl)
+    return rows
+
+
+def both_logsumexp(
+    queries: Units,
+    keys: Units,
+    temperature: Tensor,
+    *,
+    query_valid: Tensor | None = None,
+    key_valid: Tensor | None = None,
+    least: float = 0.0,
+    impl: str = "torch",
+) -> tuple[Tensor, Tensor]:
+    """Return the logsumexp of each query over keys ``(..., A)`` and of each key over queries ``(..., K)``."""
+    return _pair_logsumexp(queries, keys, temperature, query_valid, key_valid, "both", None, least, impl)
+
+
+def _pair_logsumexp(
+    queries: Units,
+    keys: Units | None,
+    temperature: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    mode: str,
+    skip: int | None,
+    least: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    half = queries.half.detach()
+    v, key_half = (None, None) if keys is None else (keys.u, keys.half.detach())
+    rows, columns = torch.ops.mmrobust.pair_logsumexp(
+        queries.u, half, v, key_half, temperature.to(half.dtype), query_valid, key_valid, mode, skip, least, impl
+    )
+    return rows, columns
+
+
+@torch.library.custom_op("mmrobust::pair_logsumexp", mutates_args=())
+def _forward(
+    u: Tensor,
+    half: Tensor,
+    v: Tensor | None,
+    key_half: Tensor | None,
+    temperature: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    mode: str,
+    skip: int | None,
+    least: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    with no_autocast(u):
+        x = tiles.queries(u, half, temperature)
+        if v is None or key_half is None:
+            v, key_half, key_valid = u, half, query_valid
+        y = tiles.keys(v, key_half, temperature)
+        return tiles.logsumexp(x, y, query_valid, key_valid, mode, skip, tiles.is_fast(temperature, least))
+
+
+@_forward.register_fake
+def _(
+    u: Tensor,
+    half: Tensor,
+    v: Tensor | None,
+    key_half: Tensor | None,
+    temperature: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    mode: str,
+    skip: int | None,
+    least: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(half), half.new_empty(key_half.shape if mode == "both" and key_half is not None else (0,))
+
+
+@torch.library.custom_op("mmrobust::pair_logsumexp_backward", mutates_args=())
+def _backward(
+    u: Tensor,
+    half: Tensor,
+    v: Tensor | None,
+    key_half: Tensor | None,
+    temperature: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    row_lse: Tensor,
+    key_lse: Tensor,
+    row_grad: Tensor,
+    key_grad: Tensor,
+    mode: str,
+    skip: int | None,
+    least: float,
+    impl: str,
+    for_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    fast = tiles.is_fast(temperature, least)
+    rows = tiles.Side(row_grad, row_lse, query_valid)
+    with no_autocast(u):
+        x, values = tiles.queries(u, half, temperature), tiles.keys(u, half, temperature)
+        if v is None or key_half is None:
+            out, _ = tiles.weighted_sums(x, values, values, rows, rows, mode, skip, fast)
+            du = (out[..., :-2] - out[..., -2:-1] * u) / temperature
+            return du, u.new_empty(0), -(u * du).sum() / (2 * temperature)
+        columns = tiles.Side(key_grad, key_lse, key_valid)
+        if mode == "rows":
+            columns = tiles.Side(torch.zeros_like(key_half), torch.zeros_like(key_half), key_valid)
+        y = tiles.keys(v, key_half, temperature)
+        out, key_out = tiles.weighted_sums(x, y, values, rows, columns, mode, skip, fast, for_keys)
+        return tiles.gradients(u, half, v, out, key_out, temperature)
+
+
+@_backward.register_fake
+def _(
+    u: Tensor,
+    half: Tensor,
+    v: Tensor | None,
+    key_half: Tensor | None,
+    temperature: Tensor,
+    query_valid: Tensor | None,
+    key_valid: Tensor | None,
+    row_lse: Tensor,
+    key_lse: Tensor,
+    row_grad: Tensor,
+    key_grad: Tensor,
+    mode: str,
+    skip: int | None,
+    least: float,
+    impl: str,
+    for_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dv = torch.empty_like(v) if v is not None and for_keys else u.new_empty(0)
+    return torch.empty_like(u), dv, torch.empty_like(temperature)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.mode, ctx.skip, ctx.least, ctx.impl = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.for_keys = inputs[2] is not None and ctx.needs_input_grad[2]
+
+
+def _differentiate(ctx: Any, row_grad: Tensor, key_grad: Tensor) -> tuple[Tensor | None, ...]:
+    du, dv, dt = torch.ops.mmrobust.pair_logsumexp_backward(
+        *ctx.saved_tensors, row_grad, key_grad, ctx.mode, ctx.skip, ctx.least, ctx.impl, ctx.for_keys
+    )
+    return (du, None, dv if ctx.for_keys else None, None, dt, *(None,) * 6)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,248 @@
+"""Sums over all pairs of rows, tile by tile: the torch definition of the contrastive core.
+
+Scores are ``s_ij = e_ij / t`` for energies ``e_ij = u_i v_j - n_i - n_j``, so none is above 0 but for rounding. Two
+more features make them one matrix product of ``queries(...)`` and ``keys(...)``. No matrix of all pairs is ever held.
+
+``skip`` is the pair that is left out of each row i, key ``i + skip`` (the row itself); None = no pair is.
+``mode`` says what is asked for: "rows", a logsumexp over keys for each row; "both", one for each key over rows too; or
+"self", rows against themselves, where a score serves both its rows and half of the tiles suffice.
+``fast`` promises that ``exp(s)`` does not underflow, so that no maximum is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_KEY = -1e30  # logsumexp over nothing: finite, so that no Inf - Inf follows
+_ROWS = 256
+_ELEMENTS = {"cpu": 1 << 22, "other": 1 << 25}  # scores held at a time: 16 MB on a CPU, 128 MB elsewhere
+_EXPONENT = {torch.float32: 64.0, torch.float64: 600.0}
+
+
+def is_fast(temperature: Tensor, least: float) -> bool:
+    """Return whether the smallest ``exp`` of a score, ``exp(-2 / t)``, leaves room for sums and their inverses.
+
+    ``least``: a lower bound of the temperature that is known without waiting for the device.
+    """
+    value = float(temperature) if temperature.device.type == "cpu" else least
+    return value * _EXPONENT[temperature.dtype] >= 2.0
+
+
+def queries(u: Tensor, half: Tensor, temperature: Tensor) -> Tensor:
+    """Return ``(..., A, D + 2)``: u / t, -n / t, 1."""
+    half = -half.unsqueeze(-1)
+    return torch.cat([u, half, temperature.expand_as(half)], dim=-1) / temperature
+
+
+def keys(v: Tensor, half: Tensor, temperature: Tensor) -> Tensor:
+    """Return ``(..., K, D + 2)``: v, 1, -n / t."""
+    half = half.unsqueeze(-1)
+    return torch.cat([v, torch.ones_like(half), -half / temperature], dim=-1)
+
+
+def ranges(
+    rows: int, columns: int, batch: int, device: torch.device, half: bool = False
+) -> Iterator[tuple[slice, slice]]:
+    """Yield row and column ranges of the tiles; with ``half`` those of columns at or behind the first row."""
+    elements = max(_ELEMENTS["cpu" if device.type == "cpu" else "other"] // max(batch, 1), 1 << 12)
+    height = min(_ROWS if device.type == "cpu" else 2048, max(rows, 1))
+    width = max(elements // height, 1)
+    for top in range(0, rows, height):
+        for left in range(top if half else 0, columns, width):
+            yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
+
+
+class Buffer:
+    """One piece of memory for all tiles of a pass: a fresh one per tile costs more than its arithmetic."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._flat = like, like.new_empty(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        size = torch.Size(shape).numel()
+        if self._flat.numel() < size:
+            self._flat = self._like.new_empty(size)
+        return self._flat[:size].view(shape)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left @ right`` in the buffer."""
+        return torch.matmul(left, right, out=self(*left.shape[:-1], right.shape[-1]))
+
+
+def own(scores: Tensor, rows: slice, columns: slice, skip: int | None) -> Tensor:
+    """Return a view of the scores that ``skip`` leaves out, empty when the tile has none."""
+    if skip is None:
+        return scores[..., :0, :]
+    offset = (rows.start or 0) + skip - (columns.start or 0)
+    if not -scores.shape[-2] < offset < scores.shape[-1]:
+        return scores[..., :0, :]
+    return scores.diagonal(offset, dim1=-2, dim2=-1)
+
+
+def logsumexp(
+    x: Tensor, y: Tensor, x_valid: Tensor | None, y_valid: Tensor | None, mode: str, skip: int | None, fast: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the logsumexp of the scores of each row ``(..., A)`` and, for "both", of each key ``(..., K)``."""
+    if not fast:
+        # A pass of its own for the keys costs one more product than sharing tiles; low temperatures are rare.
+        other = _online(y, x, x_valid, None if skip is None else -skip) if mode == "both" else x.new_empty(0)
+        return _online(x, y, y_valid, skip), other
+    row_sum, key_sum = x.new_zeros(x.shape[:-1]), y.new_zeros(y.shape[:-1])
+    x_weight = torch.ones_like(row_sum) if x_valid is None else x_valid.to(x.dtype)
+    y_weight = torch.ones_like(key_sum) if y_valid is None else y_valid.to(y.dtype)
+    buffer = Buffer(x)
+    for i, j in ranges(x.shape[-2], y.shape[-2], row_sum[..., :1].numel(), x.device, mode == "self"):
+        scores = buffer.product(x[..., i, :], y[..., j, :].mT).exp_()
+        own(scores, i, j, skip).zero_()
+        row_sum[..., i] += (scores @ y_weight[..., j].unsqueeze(-1)).squeeze(-1)
+        if mode != "rows":
+            # A tile on the diagonal has both halves of its square already: only what lies beyond is counted again.
+            beyond = max(i.stop - j.start, 0) if mode == "self" else 0
+            right = slice(j.start + beyond, j.stop)
+            key_sum[..., right] += (x_weight[..., i].unsqueeze(-2) @ scores[..., beyond:]).squeeze(-2)
+    if mode == "self":
+        row_sum += key_sum
+    return _log(row_sum), _log(key_sum) if mode == "both" else x.new_empty(0)
+
+
+def _log(total: Tensor) -> Tensor:
+    return torch.where(total == 0, NO_KEY, torch.log(total))
+
+
+def _online(x: Tensor, y: Tensor, y_valid: Tensor | None, skip: int | None) -> Tensor:
+    """Return the logsumexp of each row with a running maximum."""
+    running, buffer = Running(x[..., 0]), Buffer(x)
+    for i, j in ranges(x.shape[-2], y.shape[-2], x[..., :1, 0].numel(), x.device):
+        running.add(i, _masked(buffer.product(x[..., i, :], y[..., j, :].mT), i, j, y_valid, skip))
+    return running.result()
+
+
+class Running:
+    """A logsumexp of every row that is fed tile by tile."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._top = torch.full_like(rows, NO_KEY)
+        self._total = torch.zeros_like(rows)
+
+    def add(self, i: slice, scores: Tensor) -> None:
+        """Add scores of the rows i; they are overwritten."""
+        before = self._top[..., i]
+        after = torch.maximum(before, scores.amax(-1))
+        scores.sub_(after.unsqueeze(-1)).exp_()
+        self._total[..., i] = self._total[..., i] * (before - after).exp() + scores.sum(-1)
+        self._top[..., i] = after
+
+    def result(self) -> Tensor:
+        """Return the logsumexp of each row, ``NO_KEY`` of nothing."""
+        return torch.where(self._total == 0, NO_KEY, self._top + torch.log(self._total))
+
+
+def _masked(scores: Tensor, i: slice, j: slice, y_valid: Tensor | None, skip: int | None) -> Tensor:
+    own(scores, i, j, skip).fill_(-torch.inf)
+    return scores if y_valid is None else scores.masked_fill_(~y_valid[..., j].unsqueeze(-2), -torch.inf)
+
+
+class Side(NamedTuple):
+    """What one side of the pairs brings into the gradient: weights and logsumexps of its losses, and who is valid."""
+
+    weight: Tensor
+    lse: Tensor
+    valid: Tensor | None
+
+    def scaled(self) -> Tensor:
+        """Return ``weight * exp(-lse)``."""
+        none = self.lse <= NO_KEY / 2
+        return torch.where(none, 0.0, self.weight * torch.exp(-torch.where(none, 0.0, self.lse)))
+
+    def mask(self) -> Tensor:
+        """Return 1 for what is valid, in the dtype of the weights."""
+        return torch.ones_like(self.weight) if self.valid is None else self.valid.to(self.weight.dtype)
+
+
+def weighted_sums(
+    x: Tensor,
+    y: Tensor,
+    values: Tensor,
+    rows: Side,
+    columns: Side,
+    mode: str,
+    skip: int | None,
+    fast: bool,
+    for_keys: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return ``G @ y (..., A, D + 2)`` and, ``for_keys``, ``G.mT @ values (..., K, D + 2)``; never for "self".
+
+    ``G_ij = rows.weight_i exp(s_ij - rows.lse_i) + columns.weight_j exp(s_ij - columns.lse_j)``; for "rows" the second
+    term is left out and of ``columns`` only ``valid`` is read.
+    """
+    row_out = torch.zeros_like(x)
+    for_keys = for_keys and mode != "self"
+    key_out = torch.zeros_like(y) if for_keys else y[..., :0, :]
+    gradient = _FastGradient(rows, columns, mode) if fast else _SafeGradient(rows, columns, mode)
+    buffer = Buffer(x)
+    for i, j in ranges(x.shape[-2], y.shape[-2], rows.lse[..., :1].numel(), x.device, mode == "self"):
+        weights = gradient(buffer.product(x[..., i, :], y[..., j, :].mT), i, j, skip)
+        row_out[..., i, :] += weights @ y[..., j, :]
+        if mode == "self":
+            beyond = max(i.stop - j.start, 0)
+            row_out[..., j.start + beyond : j.stop, :] += weights[..., beyond:].mT @ y[..., i, :]
+        if for_keys:
+            key_out[..., j, :] += weights.mT @ values[..., i, :]
+    return row_out, key_out
+
+
+def gradients(
+    u: Tensor, half: Tensor, v: Tensor, out: Tensor, key_out: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the sums of :func:`weighted_sums` into the gradients of u, v and the temperature.
+
+    Both n are functions of u and v: the gradient of u is ``sum_j G_ij (v_j - u_i) / t``, which stays exact when all
+    vectors are close to each other. The columns behind the features hold ``sum_j G_ij`` and ``-sum_j G_ij n_j / t``.
+    """
+    energy = (u * out[..., :-2]).sum() - (half * out[..., -2]).sum() + temperature * out[..., -1].sum()
+    du = (out[..., :-2] - out[..., -2:-1] * u) / temperature
+    dv = (key_out[..., :-2] - key_out[..., -2:-1] * v) / temperature if key_out.numel() else u.new_empty(0)
+    return du, dv, -energy / temperature.square()
+
+
+class _FastGradient:
+    """Turn the scores of a tile into G, with one exponential for both of its terms."""
+
+    def __init__(self, rows: Side, columns: Side, mode: str) -> None:
+        left, right = [rows.scaled()], [columns.mask()]
+        if mode != "rows":
+            left, right = [*left, rows.mask()], [*right, columns.scaled()]
+        # The factors of exp(s_ij) are a matrix of rank two.
+        self._left, self._right = torch.stack(left, dim=-1), torch.stack(right, dim=-2)
+        self._buffer = Buffer(rows.weight)
+
+    def __call__(self, scores: Tensor, i: slice, j: slice, skip: int | None) -> Tensor:
+        scores.exp_()
+        own(scores, i, j, skip).zero_()
+        return scores.mul_(self._buffer.product(self._left[..., i, :], self._right[..., j]))
+
+
+class _SafeGradient:
+    """Turn the scores of a tile into G at any temperature: no score is above the logsumexp that it is part of."""
+
+    def __init__(self, rows: Side, columns: Side, mode: str) -> None:
+        self._rows, self._columns, self._both = rows, columns, mode != "rows"
+        self._row_lse, self._key_lse = (torch.where(lse <= NO_KEY / 2, -NO_KEY, lse) for lse in (rows.lse, columns.lse))
+        self._buffer = Buffer(rows.weight)
+
+    def __call__(self, scores: Tensor, i: slice, j: slice, skip: int | None) -> Tensor:
+        own(scores, i, j, skip).fill_(-torch.inf)
+        second = None
+        if self._both:
+            second = torch.sub(scores, self._key_lse[..., j].unsqueeze(-2), out=self._buffer(*scores.shape))
+            if self._rows.valid is not None:
+                second.masked_fill_(~self._rows.valid[..., i].unsqueeze(-1), -torch.inf)
+            second.exp_().mul_(self._columns.weight[..., j].unsqueeze(-2))
+        if self._columns.valid is not None:
+            scores.masked_fill_(~self._columns.valid[..., j].unsqueeze(-2), -torch.inf)
+        scores.sub_(self._row_lse[..., i].unsqueeze(-1)).exp_().mul_(self._rows.weight[..., i].unsqueeze(-1))
+        return scores if second is None else scores.add_(second)

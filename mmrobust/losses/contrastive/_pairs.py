@@ -1,0 +1,140 @@
+"""What InfoNCE and NT-Xent share: two sets of vectors whose rows are pairs, and extra negatives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from ..._checks import as_mask, check_floating, check_shape
+from ..._similarity.dense import is_small
+from ..._similarity.implementation import resolve
+from ..._similarity.pairs import row_logsumexp
+from ..._similarity.ring import ring_logsumexp
+from ..._similarity.units import Units
+from ...masking import zero_missing
+from ._shared import (
+    ContrastiveOutput,
+    Gather,
+    Impl,
+    Reduction,
+    Temperature,
+    as_temperature,
+    check_choices,
+    check_finite,
+    check_weight,
+    gather_units,
+    reduce_rows,
+    units_of,
+)
+
+
+class PairOptions(TypedDict, total=False):
+    """The keyword arguments that InfoNCE and NT-Xent share, for type checkers."""
+
+    temperature: float | Tensor
+    present: Tensor | None
+    weight: Tensor | None
+    negatives: Tensor | None
+    negatives_present: Tensor | None
+    reduction: Reduction
+    gather: Gather
+    impl: Impl
+    validate: bool
+
+
+class Options(NamedTuple):
+    """The same as given."""
+
+    temperature: float | Tensor
+    present: Tensor | None
+    weight: Tensor | None
+    negatives: Tensor | None
+    negatives_present: Tensor | None
+    reduction: Reduction
+    gather: Gather
+    impl: Impl
+    validate: bool
+
+
+class Pairs(NamedTuple):
+    """Checked pairs: ``parts`` are the B first rows, the B second, then negatives; ``valid`` says who is real."""
+
+    where: str
+    parts: list[Tensor]
+    size: int
+    valid: Tensor | None
+    extra_valid: Tensor | None
+    temperature: Temperature
+    gather: Gather
+    impl: str
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether one matrix of all pairs is possible, and the quicker way."""
+        alone = not self.gather and self.impl == "torch" and len(self.parts) == 2
+        return alone and is_small(2 * self.size, 2 * self.size)
+
+    def units(self) -> tuple[Units, Units | None]:
+        """Return the units of both sets and of negatives, around a common centre."""
+        units = units_of(self.where, torch.cat(self.parts), self.gather)
+        return (units, None) if len(self.parts) == 2 else units.split(2 * self.size)
+
+    def with_negatives(self, rows: Tensor, queries: Units, extra: Units | None) -> Tensor:
+        """Add extra negatives to the logsumexp of queries."""
+        if extra is None:
+            return rows
+        value, least = self.temperature
+        other = row_logsumexp(queries, extra, value, key_valid=self.extra_valid, least=least, impl=self.impl)
+        return torch.logaddexp(rows, other)
+
+    def over_ranks(self, own: Units, other: Units, valid: Tensor | None, own_pair: bool = False) -> Tensor:
+        """Return the logsumexp of the own rows over the other rows of all ranks, without themselves if ``own_pair``."""
+        value, least = self.temperature
+        if self.gather == "ring":
+            return ring_logsumexp(own, other, value, key_valid=valid, skip_own=own_pair, least=least)
+        every, valid, offset = gather_units(other, valid)
+        skip = offset if own_pair else None
+        return row_logsumexp(own, every, value, key_valid=valid, skip=skip, least=least, impl=self.impl)
+
+    def reduce(self, losses: Tensor, options: Options) -> ContrastiveOutput:
+        """Reduce losses ``(..., B)``."""
+        counted = torch.ones_like(losses, dtype=torch.bool)
+        if self.valid is not None:
+            counted = counted & self.valid
+            losses = torch.where(counted, losses, 0.0)
+        return reduce_rows(losses, counted, options.weight, options.reduction, options.gather)
+
+
+def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options) -> Pairs:
+    """Check all arguments and return units around a common centre."""
+    (name, x), (other, y) = first, second
+    check_choices(where, options.reduction, options.gather, options.impl)
+    check_floating(where, name, x)
+    check_floating(where, other, y)
+    check_shape(where, name, x, B=None, D=None)
+    check_shape(where, other, y, B=x.shape[0], D=x.shape[1])
+    check_weight(where, options.weight, x.shape[0])
+    valid = as_mask(where, "present", options.present, B=x.shape[0])
+    parts = [zero_missing(x, valid), zero_missing(y, valid)]
+    extra_valid = None
+    if options.negatives is not None:
+        extra = options.negatives
+        check_floating(where, "negatives", extra)
+        check_shape(where, "negatives", extra, N=None, D=x.shape[1])
+        extra_valid = as_mask(where, "negatives_present", options.negatives_present, N=extra.shape[0])
+        parts.append(zero_missing(extra, extra_valid).to(x.dtype))
+    if options.validate:
+        check_finite(where, name, x, valid)
+        check_finite(where, other, y, valid)
+    return Pairs(
+        where,
+        parts,
+        x.shape[0],
+        valid,
+        extra_valid,
+        as_temperature(where, options.temperature, x),
+        options.gather,
+        resolve(where, options.impl, x),
+    )
