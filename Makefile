@@ -3,12 +3,15 @@
 #
 #   make demo     train and evaluate the main job on an embedded synthetic set (under 3 minutes on 2 cores)
 #   make test     run the test suite          make test-slow   with Inductor and the long trainings
+#   make test-triton   the Triton kernels, without a GPU: in the interpreter, and compiled ahead of time
 #   make lint     ruff                        make types       mypy --strict
 #   make docs     build the documentation     make bench       run the benchmarks on the CPU
 #   make format   let ruff rewrite            make clean       remove what the targets made
 
 PYTHON ?= python3
 VENV ?= .venv
+# An environment of its own: Triton 3.6, which CUDA builds of PyTorch carry, interprets with NumPy up to 2.3 only.
+TRITON_VENV ?= .venv-triton
 # What to add to pytest's command line, such as PYTEST="-k fusion -x".
 PYTEST ?=
 WORKERS ?= logical
@@ -18,11 +21,12 @@ TORCH ?= 2.13.0
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_OPTIONS := --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint types format docs bench constraints api clean
+.PHONY: help demo test test-slow test-triton lint types format docs bench constraints api clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +48,21 @@ test: $(STAMPS)/test
 
 test-slow: $(STAMPS)/test
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST)
+
+$(TRITON_VENV)/.stamp: pyproject.toml constraints.txt
+	@echo "Installing Triton and PyTorch into $(TRITON_VENV) (a minute or two, once)"
+	$(PYTHON) -m venv $(TRITON_VENV)
+	@grep -v '^numpy==' constraints.txt > $(TRITON_VENV)/constraints.txt
+	@$(TRITON_VENV)/bin/python -m pip install $(PIP_OPTIONS) -c $(TRITON_VENV)/constraints.txt -e '.[triton]' \
+		'triton==3.6.*' 'numpy<2.4' hypothesis pytest pytest-timeout pytest-xdist
+	@touch $@
+
+TEST_TRITON := $(TRITON_VENV)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal tests/kernels
+
+# Two processes: what Triton imports for its interpreter cannot be compiled.
+test-triton: $(TRITON_VENV)/.stamp
+	TRITON_INTERPRET=1 $(TEST_TRITON) $(PYTEST)
+	$(TEST_TRITON) $(PYTEST)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -73,4 +92,4 @@ api: $(STAMPS)/test
 	$(BIN)/python -m tests.test_public_api
 
 clean:
-	rm -rf $(VENV) runs docs/_build .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRITON_VENV) runs docs/_build .mypy_cache .pytest_cache .ruff_cache build dist

@@ -5,20 +5,82 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._kernels import available
+from .tiles import Side
+from .units import Units
+
 
 def resolve(where: str, impl: str, x: Tensor) -> str:
-    """Return "torch" or "triton:PRECISION" for features ``x``; "triton" raises RuntimeError where it cannot run.
+    """Return "torch" or "triton:DTYPE" for features ``x``; "triton" raises RuntimeError where it cannot run.
 
-    "auto" is the torch definition until the kernels have been measured on a device.
+    "auto" is the torch definition: the kernels have not been measured on a device yet.
     """
     if impl != "triton":
         return "torch"
-    from .._kernels import contrastive
-
-    reason = contrastive.available(x)
+    reason = available(x)
     if reason is not None:
         raise RuntimeError(f"{where}: impl='triton' cannot run: {reason}")
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return "triton:" + str(x.dtype).removeprefix("torch.")
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return "triton:ieee" if exact else "triton:tf32"
+    return "triton:" + str(x.dtype).removeprefix("torch.")
+
+
+class Kernels:
+    """The Triton kernels behind the functions of :mod:`.tiles`; features are rounded to the dtype of ``impl``."""
+
+    def __init__(self, impl: str, queries: Units, keys: Units, temperature: Tensor, skip: int | None) -> None:
+        dtype = getattr(torch, impl.removeprefix("triton:"))
+        self._u, self._lost, self._temperature, self._skip = queries.u.to(dtype), queries.lost, temperature, skip
+        same = keys.u is queries.u  # the kernels prepare it once then
+        self._v, self._key_lost = self._u if same else keys.u.to(dtype), keys.lost
+
+    def logsumexp(self, x_valid: Tensor | None, y_valid: Tensor | None, mode: str) -> tuple[Tensor, Tensor]:
+        """Return the logsumexp of each row and, for "both", of each key."""
+        from .._kernels import contrastive
+
+        u, v, lost, key_lost, skip = self._u, self._v, self._lost, self._key_lost, self._skip
+        rows = contrastive.row_logsumexp(
+            u, v, self._temperature, u_lost=lost, v_lost=key_lost, key_valid=y_valid, skip=skip
+        )
+        if mode != "both":
+            return rows, rows.new_empty(0)
+        back = contrastive.row_logsumexp(v, u, self._temperature, u_lost=key_lost, v_lost=lost, key_valid=x_valid)
+        return rows, back
+
+    def gradients(self, rows: Side, columns: Side, mode: str, for_keys: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of u, v (empty unless ``for_keys``) and the temperature."""
+        from .._kernels import contrastive
+
+        t, skip = self._temperature, self._skip
+        both = mode != "rows"
+        sums, totals, energies = contrastive.weighted_sums(
+            self._u,
+            self._v,
+            t,
+            a=rows.weight,
+            lse_a=rows.lse,
+            b=columns.weight if both else None,
+            lse_b=columns.lse if both else None,
+            u_lost=self._lost,
+            v_lost=self._key_lost,
+            query_valid=rows.valid,
+            key_valid=columns.valid,
+            skip=skip,
+        )
+        du = (sums - totals.unsqueeze(1) * self._u) / t
+        dt = -energies.sum() / (t.square() * (2 if mode == "self" else 1))  # there every energy is counted twice
+        if not for_keys:
+            return du, du.new_empty(0), dt
+        sums, totals, _ = contrastive.weighted_sums(
+            self._v,
+            self._u,
+            t,
+            a=columns.weight,
+            lse_a=columns.lse,
+            b=rows.weight,
+            lse_b=rows.lse,
+            u_lost=self._key_lost,
+            v_lost=self._lost,
+            query_valid=columns.valid,
+            key_valid=rows.valid,
+            skip=None if skip is None else -skip,
+        )
+        return du, (sums - totals.unsqueeze(1) * self._v) / t, dt

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._precision import no_autocast
 from . import tiles
+from .implementation import Kernels
 from .units import Units
 
 NO_KEY = tiles.NO_KEY
@@ -69,10 +70,10 @@ def _pair_logsumexp(
     least: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    half = queries.half.detach()
-    v, key_half = (None, None) if keys is None else (keys.u, keys.half.detach())
+    u, lost = queries
+    v, key_lost = (None, None) if keys is None else keys
     rows, columns = torch.ops.mmrobust.pair_logsumexp(
-        queries.u, half, v, key_half, temperature.to(half.dtype), query_valid, key_valid, mode, skip, least, impl
+        u, lost, v, key_lost, temperature.to(u.dtype), query_valid, key_valid, mode, skip, least, impl
     )
     return rows, columns
 
@@ -80,9 +81,9 @@ def _pair_logsumexp(
 @torch.library.custom_op("mmrobust::pair_logsumexp", mutates_args=())
 def _forward(
     u: Tensor,
-    half: Tensor,
+    lost: Tensor,
     v: Tensor | None,
-    key_half: Tensor | None,
+    key_lost: Tensor | None,
     temperature: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
@@ -91,20 +92,24 @@ def _forward(
     least: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    queries, keys = Units(u, lost), Units(u, lost)
+    if v is None or key_lost is None:
+        key_valid = query_valid
+    else:
+        keys = Units(v, key_lost)
     with no_autocast(u):
-        x = tiles.queries(u, half, temperature)
-        if v is None or key_half is None:
-            v, key_half, key_valid = u, half, query_valid
-        y = tiles.keys(v, key_half, temperature)
+        if impl != "torch":
+            return Kernels(impl, queries, keys, temperature, skip).logsumexp(query_valid, key_valid, mode)
+        x, y = tiles.queries(u, queries.half, temperature), tiles.keys(keys.u, keys.half, temperature)
         return tiles.logsumexp(x, y, query_valid, key_valid, mode, skip, tiles.is_fast(temperature, least))
 
 
 @_forward.register_fake
 def _(
     u: Tensor,
-    half: Tensor,
+    lost: Tensor,
     v: Tensor | None,
-    key_half: Tensor | None,
+    key_lost: Tensor | None,
     temperature: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
@@ -113,15 +118,16 @@ def _(
     least: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(half), half.new_empty(key_half.shape if mode == "both" and key_half is not None else (0,))
+    columns = torch.empty_like(key_lost) if mode == "both" and key_lost is not None else lost.new_empty(0)
+    return torch.empty_like(lost), columns
 
 
 @torch.library.custom_op("mmrobust::pair_logsumexp_backward", mutates_args=())
 def _backward(
     u: Tensor,
-    half: Tensor,
+    lost: Tensor,
     v: Tensor | None,
-    key_half: Tensor | None,
+    key_lost: Tensor | None,
     temperature: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
@@ -135,28 +141,31 @@ def _backward(
     impl: str,
     for_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    fast = tiles.is_fast(temperature, least)
-    rows = tiles.Side(row_grad, row_lse, query_valid)
-    with no_autocast(u):
-        x, values = tiles.queries(u, half, temperature), tiles.keys(u, half, temperature)
-        if v is None or key_half is None:
-            out, _ = tiles.weighted_sums(x, values, values, rows, rows, mode, skip, fast)
-            du = (out[..., :-2] - out[..., -2:-1] * u) / temperature
-            return du, u.new_empty(0), -(u * du).sum() / (2 * temperature)
+    queries, keys = Units(u, lost), Units(u, lost)
+    rows = columns = tiles.Side(row_grad, row_lse, query_valid)
+    if v is not None and key_lost is not None:
+        keys = Units(v, key_lost)
         columns = tiles.Side(key_grad, key_lse, key_valid)
         if mode == "rows":
-            columns = tiles.Side(torch.zeros_like(key_half), torch.zeros_like(key_half), key_valid)
-        y = tiles.keys(v, key_half, temperature)
+            columns = tiles.Side(torch.zeros_like(key_lost), torch.zeros_like(key_lost), key_valid)
+    with no_autocast(u):
+        if impl != "torch":
+            return Kernels(impl, queries, keys, temperature, skip).gradients(rows, columns, mode, for_keys)
+        half, fast = queries.half, tiles.is_fast(temperature, least)
+        x, y = tiles.queries(u, half, temperature), tiles.keys(keys.u, keys.half, temperature)
+        values = y if mode == "self" else tiles.keys(u, half, temperature)
         out, key_out = tiles.weighted_sums(x, y, values, rows, columns, mode, skip, fast, for_keys)
-        return tiles.gradients(u, half, v, out, key_out, temperature)
+        du, dv, dt = tiles.gradients(u, half, keys.u, out, key_out, temperature)
+        # Of rows against themselves both gradients are in du, and every energy is counted twice.
+        return du, dv, dt / 2 if mode == "self" else dt
 
 
 @_backward.register_fake
 def _(
     u: Tensor,
-    half: Tensor,
+    lost: Tensor,
     v: Tensor | None,
-    key_half: Tensor | None,
+    key_lost: Tensor | None,
     temperature: Tensor,
     query_valid: Tensor | None,
     key_valid: Tensor | None,
