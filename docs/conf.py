@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sphinx.pycode import ModuleAnalyzer
+
 import mmrobust
 
 project = "mmrobust"
@@ -38,3 +40,14 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"mmrobust {release}"
+
+_analyze = ModuleAnalyzer.analyze
+
+
+def _analyze_without_overloads(self: ModuleAnalyzer) -> None:
+    """Overloads are for type checkers; a page shows the signature with its defaults."""
+    _analyze(self)
+    self.overloads.clear()
+
+
+ModuleAnalyzer.analyze = _analyze_without_overloads  # type: ignore[method-assign]
