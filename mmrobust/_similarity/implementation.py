@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
-from .._kernels import available
 from .tiles import Side
 from .units import Units
 
@@ -17,6 +18,8 @@ def resolve(where: str, impl: str, x: Tensor) -> str:
     """
     if impl != "triton":
         return "torch"
+    from .._kernels import available
+
     reason = available(x)
     if reason is not None:
         raise RuntimeError(f"{where}: impl='triton' cannot run: {reason}")
@@ -47,40 +50,39 @@ class Kernels:
 
     def gradients(self, rows: Side, columns: Side, mode: str, for_keys: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of u, v (empty unless ``for_keys``) and the temperature."""
-        from .._kernels import contrastive
-
-        t, skip = self._temperature, self._skip
-        both = mode != "rows"
-        sums, totals, energies = contrastive.weighted_sums(
-            self._u,
-            self._v,
-            t,
-            a=rows.weight,
-            lse_a=rows.lse,
-            b=columns.weight if both else None,
-            lse_b=columns.lse if both else None,
-            u_lost=self._lost,
-            v_lost=self._key_lost,
-            query_valid=rows.valid,
-            key_valid=columns.valid,
-            skip=skip,
-        )
+        none = None if mode == "rows" else columns
+        sums, totals, energies = self._sums(rows, none, rows.valid, columns.valid)
+        t = self._temperature
         du = (sums - totals.unsqueeze(1) * self._u) / t
         dt = -energies.sum() / (t.square() * (2 if mode == "self" else 1))  # there every energy is counted twice
         if not for_keys:
             return du, du.new_empty(0), dt
-        sums, totals, _ = contrastive.weighted_sums(
-            self._v,
-            self._u,
-            t,
-            a=columns.weight,
-            lse_a=columns.lse,
-            b=rows.weight,
-            lse_b=rows.lse,
-            u_lost=self._key_lost,
-            v_lost=self._lost,
-            query_valid=columns.valid,
-            key_valid=rows.valid,
-            skip=None if skip is None else -skip,
-        )
+        sums, totals, _ = self._exchanged()._sums(columns, rows, columns.valid, rows.valid)
         return du, (sums - totals.unsqueeze(1) * self._v) / t, dt
+
+    def _exchanged(self) -> Kernels:
+        """Return the same pairs seen from the keys."""
+        other = copy(self)
+        other._u, other._lost, other._v, other._key_lost = self._v, self._key_lost, self._u, self._lost
+        other._skip = None if self._skip is None else -self._skip
+        return other
+
+    def _sums(
+        self, rows: Side, columns: Side | None, x_valid: Tensor | None, y_valid: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from .._kernels import contrastive
+
+        return contrastive.weighted_sums(
+            self._u,
+            self._v,
+            self._temperature,
+            a=rows.weight,
+            lse_a=rows.lse,
+            b=None if columns is None else columns.weight,
+            lse_b=None if columns is None else columns.lse,
+            u_lost=self._lost,
+            v_lost=self._key_lost,
+            query_valid=x_valid,
+            key_valid=y_valid,
+            skip=self._skip,
+        )
