@@ -36,6 +36,7 @@ def class_sums(values: Tensor, labels: Tensor, valid: Tensor | None, wanted: Ten
     Classes take the place of their first row in sorted order, which needs neither their number nor a look at them.
     """
     size = values.shape[0]
+    labels, wanted = labels.contiguous(), wanted.contiguous()  # searchsorted warns of strides
     ordered = labels.sort().values
     first = torch.searchsorted(ordered, wanted)
     slot = torch.where(torch.searchsorted(ordered, wanted, right=True) > first, first, size)  # size: nobody's

@@ -213,17 +213,24 @@ class _FastGradient:
     """Turn the scores of a tile into G, with one exponential for both of its terms."""
 
     def __init__(self, rows: Side, columns: Side, mode: str) -> None:
-        left, right = [rows.scaled()], [columns.mask()]
-        if mode != "rows":
-            left, right = [*left, rows.mask()], [*right, columns.scaled()]
-        # The factors of exp(s_ij) are a matrix of rank two.
-        self._left, self._right = torch.stack(left, dim=-1), torch.stack(right, dim=-2)
+        self._rows = rows.scaled().unsqueeze(-1)
+        self._columns = None if mode == "rows" else columns.scaled().unsqueeze(-2)
+        # What is not valid has weight 0 on its own side; the other side's weight must not count there either.
+        self._keep_rows = None if mode == "rows" or rows.valid is None else rows.mask().unsqueeze(-1)
+        self._keep_columns = None if columns.valid is None else columns.mask().unsqueeze(-2)
         self._buffer = Buffer(rows.weight)
 
     def __call__(self, scores: Tensor, i: slice, j: slice, skip: int | None) -> Tensor:
         scores.exp_()
         own(scores, i, j, skip).zero_()
-        return scores.mul_(self._buffer.product(self._left[..., i, :], self._right[..., j]))
+        left = self._rows[..., i, :]
+        if self._columns is None:
+            scores.mul_(left)
+        else:
+            scores.mul_(torch.add(left, self._columns[..., j], out=self._buffer(*scores.shape)))
+        if self._keep_rows is not None:
+            scores.mul_(self._keep_rows[..., i, :])
+        return scores if self._keep_columns is None else scores.mul_(self._keep_columns[..., j])
 
 
 class _SafeGradient:

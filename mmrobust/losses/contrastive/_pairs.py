@@ -23,6 +23,7 @@ from ._shared import (
     as_temperature,
     check_choices,
     check_finite,
+    check_positive,
     check_weight,
     gather_units,
     reduce_rows,
@@ -119,6 +120,8 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
     valid = as_mask(where, "present", options.present, B=x.shape[0])
     parts = [zero_missing(x, valid), zero_missing(y, valid)]
     extra_valid = None
+    if options.negatives is None and options.negatives_present is not None:
+        raise ValueError(f"{where}: expected negatives with negatives_present, got none")
     if options.negatives is not None:
         extra = options.negatives
         check_floating(where, "negatives", extra)
@@ -126,8 +129,9 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
         extra_valid = as_mask(where, "negatives_present", options.negatives_present, N=extra.shape[0])
         parts.append(zero_missing(extra, extra_valid).to(x.dtype))
     if options.validate:
-        check_finite(where, name, x, valid)
-        check_finite(where, other, y, valid)
+        for part, rows in zip((name, other, "negatives"), parts, strict=False):
+            check_finite(where, part, rows)
+        check_positive(where, options.temperature)
     return Pairs(
         where,
         parts,

@@ -52,12 +52,19 @@ def check_choices(where: str, reduction: str, gather: object, impl: str) -> None
         check_option(where, "gather", gather, (False, True, "ring"))
 
 
-def check_finite(where: str, name: str, x: Tensor, valid: Tensor | None) -> None:
-    """Raise ValueError that names the first row ``x (B, D)`` which holds NaN or Inf and is present."""
-    bad = ~x.isfinite().flatten(1).all(1)
-    bad = bad if valid is None else bad & valid
+def check_finite(where: str, name: str, x: Tensor | None) -> None:
+    """Raise ValueError that names the first row ``x (B, D)`` which holds NaN or Inf; absent rows are zeros by now."""
+    if x is None:
+        return
+    bad = ~x.isfinite().all(1)
     if bad.any():
         raise ValueError(f"{where}: expected {name} to be finite, row {int(bad.nonzero()[0])} is not")
+
+
+def check_positive(where: str, temperature: float | Tensor) -> None:
+    """Raise ValueError unless a temperature that is a tensor is positive; numbers are looked at anyway."""
+    if isinstance(temperature, Tensor) and not (temperature > 0).all():
+        raise ValueError(f"{where}: expected temperature in (0.0, inf), got {float(temperature)}")
 
 
 def units_of(where: str, x: Tensor, gather: Gather) -> Units:
@@ -133,6 +140,8 @@ class TemperatureModule(nn.Module):
     def __init__(self, where: str, temperature: float, learnable: bool, bounds: tuple[float, float]) -> None:
         super().__init__()
         check_range(where, "temperature", temperature, 0.0, low_open=True)
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise ValueError(f"{where}: expected temperature_range to be two numbers, got {bounds!r}")
         low, high = bounds
         check_range(where, "temperature_range[0]", low, 0.0, low_open=True)
         check_range(where, "temperature_range[1]", high, low)

@@ -94,7 +94,10 @@ def row_losses(batch: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> t
     by_class = one_label and masks.excluded is None and rule.aggregation == "out"
     if rule.gather == "ring":
         if not by_class:
-            raise ValueError("sup_con_loss: expected one label per row and aggregation='out' with gather='ring'")
+            found = f"aggregation={rule.aggregation!r}" + ("" if one_label else " and several labels per row")
+            raise ValueError(
+                f"sup_con_loss: expected one label per row and aggregation='out' with gather='ring', got {found}"
+            )
         logsumexp, energy, count = _ring(own, further, rule)
     else:
         skip = 0
@@ -196,44 +199,70 @@ def _gathered(own: Keys) -> tuple[Keys, int]:
     return Keys(units, labels, valid), offset
 
 
+def check_together(where: str, positives: Tensor | None, ignore_index: int | None, **extra: Tensor | None) -> None:
+    """Raise where an argument would be left unread: ``extra`` are keys and what describes them."""
+    if positives is not None and ignore_index is not None:
+        raise ValueError(f"{where}: expected no ignore_index with positives, got {ignore_index}")
+    if extra["keys"] is None and any(x is not None for x in extra.values()):
+        raise ValueError(f"{where}: expected keys with key_labels and key_present, got none")
+
+
 def checked_rows(
     where: str, x: Tensor, labels: Tensor | None, present: Tensor | None, ignore_index: int | None, prefix: str
 ) -> Batch:
-    name = "features" if not prefix else "keys"
+    """Return rows, labels and who is real; ``prefix`` is ``"key_"`` for extra keys."""
+    name, size = ("keys", "K") if prefix else ("features", "B")
     check_floating(where, name, x)
-    check_shape(where, name, x, B=None, D=None)
-    valid = as_mask(where, f"{prefix}present", present, B=x.shape[0])
+    check_shape(where, name, x, **{size: None, "D": None})
+    valid = as_mask(where, f"{prefix}present", present, **{size: x.shape[0]})
     if labels is not None:
-        check_tensor(where, f"{prefix}labels", labels)
-        if labels.dim() == 2:
-            several = as_mask(where, f"{prefix}labels", labels, B=x.shape[0], C=None)
-            assert several is not None
-            labels = several.to(torch.float32)  # how many labels two rows share is a matrix product
-        else:
-            check_integers(where, f"{prefix}labels", labels)
-            check_shape(where, f"{prefix}labels", labels, B=x.shape[0])
-            if ignore_index is not None:
-                known = labels != ignore_index
-                valid = known if valid is None else valid & known
-            labels = labels.long()
+        labels = _checked_labels(where, f"{prefix}labels", labels, ignore_index, **{size: x.shape[0]})
+        if ignore_index is not None:
+            known = labels != ignore_index
+            valid = known if valid is None else valid & known
     return Batch(zero_missing(x, valid), labels, valid)
+
+
+def _checked_labels(where: str, name: str, labels: Tensor, ignore_index: int | None, **rows: int) -> Tensor:
+    """Return labels as int64, or several per row as float32: how many two rows share is a matrix product."""
+    check_tensor(where, name, labels)
+    if labels.dim() != 2:
+        check_shape(where, name, labels, **rows)
+        check_integers(where, name, labels)
+        return labels.long()
+    if labels.shape[1] == 1 and labels.dtype != torch.bool:
+        raise ValueError(
+            f"{where}: expected {name} of shape ({', '.join(rows)},) or several per row, got {tuple(labels.shape)}"
+        )
+    if ignore_index is not None:
+        raise ValueError(f"{where}: expected no ignore_index with several {name} per row, got {ignore_index}")
+    several = as_mask(where, name, labels, **rows, C=None)
+    assert several is not None
+    return several.to(torch.float32)
 
 
 def checked_masks(
     where: str, batch: Batch, extra: Batch | None, positives: Tensor | None, excluded: Tensor | None, gather: Gather
 ) -> Masks:
+    """Return masks of pairs whose shapes fit rows and keys; raise where options exclude each other."""
     size = batch.x.shape[0]
     keys = size + (0 if extra is None else extra.x.shape[0])
     if (batch.labels is None) == (positives is None):
         raise ValueError(f"{where}: expected either labels or positives, got {'none' if positives is None else 'both'}")
     if extra is not None:
         check_shape(where, "keys", extra.x, K=None, D=batch.x.shape[1])
+        if batch.labels is None and extra.labels is not None:
+            raise ValueError(f"{where}: expected no key_labels with positives, got both")
         if batch.labels is not None and (extra.labels is None or extra.labels.dim() != batch.labels.dim()):
-            raise ValueError(f"{where}: expected key_labels in the form of labels, of every row of keys")
+            found = "none" if extra.labels is None else f"{tuple(extra.labels.shape)} with {tuple(batch.labels.shape)}"
+            raise ValueError(f"{where}: expected key_labels in the form of labels, of every row of keys, got {found}")
         if batch.labels is not None and batch.labels.dim() == 2:
             check_shape(where, "key_labels", extra.labels, K=None, C=batch.labels.shape[1])  # type: ignore[arg-type]
     if gather and not (positives is None and excluded is None):
-        raise ValueError(f"{where}: expected no positives and excluded with gather, which know of one rank's keys only")
+        raise ValueError(
+            f"{where}: expected neither positives nor excluded, which know of one rank's keys, with gather, "
+            f"got gather={gather!r}"
+        )
     return Masks(
         as_mask(where, "positives", positives, B=size, K=keys), as_mask(where, "excluded", excluded, B=size, K=keys)
     )

@@ -70,7 +70,7 @@ def info_nce_loss(
             is over all ranks, times their number, so that gradients averaged by DDP are those of one process.
             ``"ring"``: the same with blocks that travel from rank to rank, so that no rank ever holds all of them.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that vectors are finite (waits for the device).
+        validate: Check that vectors are finite, and a temperature that is a tensor positive (waits for the device).
         return_anchors: Return a :class:`ContrastiveOutput` with the number of pairs that count.
 
     Returns:
@@ -92,8 +92,8 @@ def info_nce_loss(
         tensor(0.3133)
     """
     options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
+    pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options)
     with no_autocast(query):
-        pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options)
         output = pairs.reduce(_info_nce(pairs, symmetric), options)
     return output if return_anchors else output.loss
 

@@ -59,7 +59,7 @@ def nt_xent_loss(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses of the rows of ``z1`` and ``z2`` ``(2, B)``.
         gather: False, True or ``"ring"``, as in :func:`info_nce_loss`.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that vectors are finite (waits for the device).
+        validate: Check that vectors are finite, and a temperature that is a tensor positive (waits for the device).
         return_anchors: Return a :class:`ContrastiveOutput` with the number of rows that count.
 
     Returns:
@@ -78,8 +78,8 @@ def nt_xent_loss(
         tensor(0.5514)
     """
     options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
+    pairs = checked_pairs("nt_xent_loss", ("z1", z1), ("z2", z2), options)
     with no_autocast(z1):
-        pairs = checked_pairs("nt_xent_loss", ("z1", z1), ("z2", z2), options)
         output = pairs.reduce(_nt_xent(pairs).view(2, -1), options)
     return output if return_anchors else output.loss
 

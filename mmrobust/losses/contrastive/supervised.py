@@ -20,10 +20,20 @@ from ._shared import (
     as_temperature,
     check_choices,
     check_finite,
+    check_positive,
     check_weight,
     reduce_rows,
 )
-from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, checked_masks, checked_rows, row_losses
+from ._supervised import (
+    Aggregation,
+    Rule,
+    SupConOptions,
+    WithoutPositives,
+    check_together,
+    checked_masks,
+    checked_rows,
+    row_losses,
+)
 
 
 @overload
@@ -94,7 +104,8 @@ def sup_con_loss(
             over all ranks, times their number, so that gradients averaged by DDP are those of one process.
             ``"ring"``: the same with blocks that travel from rank to rank, so that no rank ever holds all rows.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that features are finite (waits for the device).
+        validate: Check that features and keys are finite, and a temperature that is a tensor positive (waits for the
+            device).
         return_anchors: Return a :class:`ContrastiveOutput` with the number of rows that count.
 
     Returns:
@@ -120,12 +131,15 @@ def sup_con_loss(
     check_choices(where, reduction, gather, impl)
     check_option(where, "aggregation", aggregation, ("out", "in"))
     check_option(where, "without_positives", without_positives, ("skip", "zero"))
+    check_together(where, positives, ignore_index, keys=keys, key_labels=key_labels, key_present=key_present)
     batch = checked_rows(where, features, labels, present, ignore_index, "")
     extra = None if keys is None else checked_rows(where, keys, key_labels, key_present, ignore_index, "key_")
     masks = checked_masks(where, batch, extra, positives, excluded, gather)
     check_weight(where, weight, features.shape[0])
     if validate:
-        check_finite(where, "features", features, batch.valid)
+        check_finite(where, "features", batch.x)
+        check_finite(where, "keys", None if extra is None else extra.x)
+        check_positive(where, temperature)
     with no_autocast(features):
         rule = Rule(as_temperature(where, temperature, features), aggregation, gather, resolve(where, impl, features))
         rows, count = row_losses(batch, extra, masks, rule)
