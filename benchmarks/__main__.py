@@ -39,6 +39,10 @@ def _parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"one or more of {', '.join(SUITES)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help='run a part: what "CASE SIZE" holds; may be repeated'
+    )
+    parser.add_argument("--profile", action="store_true", help="say where the time of ours goes")
     parser.add_argument("--sizes", choices=("toy", "default", "full"), default="default")
     parser.add_argument("--time-budget", type=float, metavar="S", help="seconds for the whole run (420 GPU, 720 CPU)")
     parser.add_argument("--compile", default=None, metavar="BACKEND", help="torch.compile backend, or none")
@@ -78,11 +82,17 @@ def _run(given: argparse.Namespace) -> int:
     deadline = time.monotonic() + budget
     ceilings = measure_ceilings(device, toy=toy)
     backend = given.compile or ("none" if toy else "inductor")
-    options = Options(device, ceilings, toy=toy, backend=backend, seed=given.seed, deadline=deadline)
+    options = Options(
+        device, ceilings, toy=toy, backend=backend, seed=given.seed, profile=given.profile, deadline=deadline
+    )
     plan = {suite: _units(load(suite), given) for suite in given.suites or SUITES}
+    plan = {suite: units for suite, units in plan.items() if units}
+    if not plan:
+        raise results.ResultError(f"--only: no case and size holds {' or '.join(map(repr, given.only))}")
     sizes = [size for units in plan.values() for _, size in units]
     options.units_left, options.compiles_left = len(sizes), sum(size.compile for size in sizes)
     settings = {"sizes": given.sizes, "seed": given.seed, "time_budget_s": budget, "compile_backend": backend}
+    settings |= {"only": given.only} if given.only else {}
     gc.freeze()  # what is imported by now need not be looked through between the units
     try:
         with warnings.catch_warnings():
@@ -95,7 +105,13 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _units(cases: tuple[Case, ...], given: argparse.Namespace) -> list[tuple[Case, Size]]:
-    return [(case, size) for case in cases for size in case.selected(given.sizes, given.device)]
+    """Return cases and sizes; ``--only "X B=1"`` takes B=1 and not B=16."""
+    units = [(case, size) for case in cases for size in case.selected(given.sizes, given.device)]
+    return [
+        (case, size)
+        for case, size in units
+        if not given.only or any(f"{text} " in f"{case.name} {size.name} " for text in given.only)
+    ]
 
 
 def _run_suite(
@@ -135,7 +151,10 @@ def _line(record: dict[str, Any]) -> str:
         for mode, timed in _by_mode(record).items()
         for ours in timed[:1]
     ]
-    return f"{head}: " + "; ".join(parts)
+    promises = [
+        f"{'kept' if t['met'] else 'NOT KEPT'}: {t['claim']}" for t in record["targets"] if t["met"] is not None
+    ]
+    return "\n    ".join([f"{head}: " + "; ".join(parts), *promises])
 
 
 def _by_mode(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from tests.contract import Row
 from tests.rows import (
     attention,
     calibration,
+    contrastive,
     corruption,
     encoders,
     fusion,
@@ -36,6 +37,7 @@ ROWS: tuple[Row, ...] = (
     *fusion.ROWS,
     *attention.ROWS,
     *losses.ROWS,
+    *contrastive.ROWS,
     *variational.ROWS,
     *calibration.ROWS,
     *models.ROWS,
@@ -85,7 +87,11 @@ REASONS: dict[str, Reason] = {
         frozenset({"mask-none"}),
         lambda row: bool(row.masks) and row.integer,
     ),
-    "no-labels": Reason("takes no labels", frozenset({"labels"}), lambda row: "C" not in row.letters or row.per_row),
+    "no-labels": Reason(
+        "takes no labels, or counts them all",
+        frozenset({"labels"}),
+        lambda row: "C" not in row.letters or row.per_row or row.labels is None,
+    ),
     "reduces-the-batch": Reason(
         "its value is one for the whole batch", frozenset({"row-independence"}), lambda row: not row.per_row
     ),

@@ -64,6 +64,7 @@ class Row:
     per_row: bool = True  # dimension 0 of every output but the scalars is the batch, or the one that is named next
     batch_axis: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of arguments, and of all outputs as "out"
     unlabelled: float = 0.0  # the value of every output when no label counts
+    labels: str | None = "target"  # the labels, of which -100 does not count; None = there is no such number
     stochastic: bool = False  # draws random numbers in training
     extremes: Mapping[str, Callable[[Inputs], Inputs]] = dataclasses.field(default_factory=dict)
     modality_axis: Mapping[str, int] | None = None  # equivariance: axis of M in arguments and outputs

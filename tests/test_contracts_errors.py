@@ -63,7 +63,7 @@ def test_row_is_honest(row: Row) -> None:
 
 
 def _mask_names(parameters: Iterable[str]) -> set[str]:
-    return {name for name in parameters if name in {"present", "mask", "masks", "target_present"}}
+    return {name for name in parameters if name in {"mask", "masks"} or name.endswith("present")}
 
 
 def _public() -> dict[str, object]:

@@ -133,10 +133,11 @@ def test_extremes(row: Row) -> None:
 def test_label_degeneracies(row: Row) -> None:
     """One class only, one label only, no label: finite, and 0 with zero gradients where nothing counts."""
     module, inputs = make(row), draw(row)
-    ignored = torch.full_like(inputs["target"], -100)
+    assert row.labels is not None
+    ignored = torch.full_like(inputs[row.labels], -100)
     one = torch.where(torch.arange(len(ignored)) == 1, 0, ignored)
     for label, target in {"one class": torch.zeros_like(ignored), "one label": one, "none": ignored}.items():
-        outputs, grads = gradients(row, module, {**inputs, "target": target})
+        outputs, grads = gradients(row, module, {**inputs, row.labels: target})
         assert_finite(outputs, label)
         assert_finite(grads, label)
         if label == "none":

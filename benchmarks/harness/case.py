@@ -52,13 +52,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise that the run judges: median of ``versus`` over median of ours, or an upper limit in seconds."""
+    """A promise about ours that the run judges, with one limit of four.
+
+    ``at_least``: the median of ``versus`` over that of ours. ``seconds_at_most``: the median. ``bytes_at_most``: the
+    peak memory. ``error_at_most``: the relative error of ``quantity``, "outputs" or "gradients", against float64.
+    """
 
     claim: str
     mode: str = "forward_backward"
     versus: str | None = None
     at_least: float | None = None
     seconds_at_most: float | None = None
+    bytes_at_most: int | None = None
+    error_at_most: float | None = None
+    quantity: str | None = None
 
 
 @dataclass
@@ -67,6 +74,8 @@ class Problem:
 
     Forward alone means inference: ``modules`` in eval mode, no gradients. ``stochastic`` says that they draw random
     numbers in training, so that gradients are checked in eval mode too. ``timer="self"``: ``run`` returns seconds.
+    ``modes`` are all that are timed (empty = all there are), ``rounds`` the fewest rounds. ``own_process``: on a CPU,
+    peak memory is that of a fresh process for each contender, which sees the workspaces of libraries too.
     """
 
     contenders: dict[str, Contender]
@@ -82,6 +91,11 @@ class Problem:
     timer: Literal["device", "self"] = "device"
     targets: tuple[Target, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)  # contenders left out, and why
+    modes: tuple[str, ...] = ()
+    rounds: int = 7
+    own_process: bool = False
+    dtype: str = "float32"  # of the inputs, as the record says it
+    known: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)  # what a reference gave
 
     def train(self, mode: bool) -> None:
         for module in [*self.modules, *(m for c in self.contenders.values() for m in c.own)]:
@@ -125,6 +139,7 @@ class Setup:
         self.dims = dims
         self.device = device
         self.dtype = torch.float64 if wide else torch.float32
+        self.wide = wide
         self.seed = seed
         self.toy = toy
         self._random = torch.Generator().manual_seed(seed)

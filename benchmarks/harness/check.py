@@ -36,10 +36,10 @@ def check_contender(
         have, want = contender.check(contender.run), reference.check(reference.run)
         error = relative_error(list(tensors(have)), list(tensors(want)))
         return [_judge(name, contender.reference, "statistics", error, problem.tolerance)]
-    error = relative_error(_outputs(contender, problem), _outputs(reference, wide))
+    error = relative_error(_outputs(contender, problem), _once(contender.reference, wide, "outputs"))
     checks = [_judge(name, contender.reference, "outputs", error, problem.tolerance)]
     if gradients and problem.gradients and checks[0].passed:
-        have, want = _gradients(contender, problem), _gradients(reference, wide)
+        have, want = _gradients(contender, problem), _once(contender.reference, wide, "gradients")
         if contender.own and contender.reference != name:  # other parameters: the inputs' gradients must agree
             have, want = (found[: _input_leaves(problem)] for found in (have, want))
         error = relative_error(have, want)
@@ -74,6 +74,14 @@ def _judge(contender: str, reference: str, quantity: str, error: float, toleranc
     finite = math.isfinite(error)
     passed = finite and error <= tolerance
     return Check(contender, reference, quantity, error if finite else None, tolerance, passed)
+
+
+def _once(name: str, wide: Problem, quantity: str) -> list[Tensor]:
+    """Return outputs or gradients of a reference, which all contenders share."""
+    if (name, quantity) not in wide.known:
+        compute = _outputs if quantity == "outputs" else _gradients
+        wide.known[name, quantity] = compute(wide.contenders[name], wide)
+    return wide.known[name, quantity]
 
 
 def _outputs(contender: Contender, problem: Problem) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 import mmrobust
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PEERS = ("numpy", "triton", "kornia")
+_PEERS = ("numpy", "triton", "kornia", "pytorch-metric-learning", "lightly")
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def _overview(documents: list[Document]) -> str:
         counts = " | ".join(str(verdicts.count(word)) for word in ("faster", "equal", "slower"))
         device = document["environment"]["device"]
         state = "" if document["complete"] else " (interrupted)"
+        state += " (a part)" if "only" in document["settings"] else ""
         lines.append(f"| {document['suite']}{state} | {device} | {len(verdicts)} | {counts} | {broken} |")
     note = "Verdicts compare ours with the fastest other contender; equal means that the quartile ranges overlap.\n"
     return "\n".join(["## Overview\n", note, *lines, "", *_targets(documents)])
@@ -91,16 +92,25 @@ def _targets(documents: list[Document]) -> list[str]:
     ]
     if not lines:
         return []
-    return ["| promise | size | device | measured | kept |", "|---|---|---|---|---|", *lines, ""]
+    return ["| promise | size | device | target | reached | met |", "|---|---|---|---|---|---|", *lines, ""]
 
 
 def _target(target: dict[str, Any], record: dict[str, Any], document: Document) -> str:
-    measured = "not timed"
+    """Write the cells of one promise; limits are found in the order of their keys."""
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
+        "at_least": (">=", lambda ratio: f"{ratio:.3g} x"),
+        "seconds_at_most": ("<=", duration),
+        "bytes_at_most": ("<=", amount),
+        "error_at_most": ("<=", lambda error: f"{error:.1e}"),
+    }
+    limit = next(name for name in shown if target.get(name) is not None)
+    sign, write = shown[limit]
+    reached = "not measured" if target["met"] is None else "not finite"
     if target["measured"] is not None:
-        seconds = target["at_least"] is None
-        measured = duration(target["measured"]) if seconds else f"{target['measured']:.2f} x"
-    kept = {True: "yes", False: "**no**", None: "unknown"}[target["met"]]
-    return " | ".join([target["claim"], record["size"]["name"], document["environment"]["device"], measured, kept])
+        reached = write(target["measured"])
+    met = {True: "yes", False: "**no**", None: "unknown"}[target["met"]]
+    device = document["environment"]["device"]
+    return " | ".join([target["claim"], record["size"]["name"], device, f"{sign} {write(target[limit])}", reached, met])
 
 
 def _section(document: Document, picture: str | None) -> str:
@@ -179,11 +189,19 @@ def _problems(document: Document) -> Iterable[str]:
             skipped.setdefault((item["contender"], item["reason"]), []).append(f"{r['case']} ({r['size']['name']})")
     notes = dict.fromkeys((t["contender"], t["note"]) for r in document["cases"] for t in r["timings"] if t["note"])
     yield from ["Failed, and therefore not timed:\n", *failed, ""] if failed else []
+    parts = [_parts(r, mode, found) for r in document["cases"] for mode, found in r.get("profile", {}).items()]
+    yield from ["Where the time of ours goes:\n", *parts, ""] if parts else []
     if notes:
         yield from ["Contenders:\n", *(f"- *{name}*: {note}" for name, note in notes), ""]
     if skipped:
         lines = [f"- {name}, {reason}: {', '.join(where)}" for (name, reason), where in skipped.items()]
         yield from ["Left out:\n", *lines, ""]
+
+
+def _parts(record: dict[str, Any], mode: str, found: list[dict[str, Any]]) -> str:
+    shares = ", ".join(f"{part['part']} {part['share']:.0%}" for part in found)
+    total = sum(part["seconds"] for part in found)
+    return f"- {record['case']} ({record['size']['name']}), {MODES[mode]}, {duration(total)} in the profiler: {shares}"
 
 
 def duration(seconds: float) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from . import process
 from .case import Case, Contender, Problem, Setup, Size, Target, tensors
 from .check import Check, check_contender, cotangents
 from .floors import Ceilings, least_bytes
 from .measure import Action, Clock, interleave, peak_bytes, summary
+from .profile import split_time
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Options:
     toy: bool = False
     backend: str = "inductor"  # of torch.compile; "none" leaves the contender out
     seed: int = 0
+    profile: bool = False  # say where the time of ours goes; without, only where a promise about time is not kept
     deadline: float = field(default_factory=lambda: time.monotonic() + 600)
     units_left: int = 1
     compiles_left: int = 1
@@ -41,12 +44,12 @@ class Options:
         """Say whether compiling leaves a second for every unit that is still to come."""
         return self.remaining() >= self.compile_estimate() + self.units_left
 
-    def limits(self, self_timed: bool) -> dict[str, Any]:
+    def limits(self, problem: Problem) -> dict[str, Any]:
         """Return how long and how often to measure: toy runs measure nothing, late ones hurry."""
         if self.toy:
-            rounds = 1 if self_timed else 2
+            rounds = 1 if problem.timer == "self" else 2
             return {"min_block": 1e-4, "min_rounds": rounds, "max_rounds": rounds}
-        return {"min_rounds": 7 if self.remaining() > 0 else 3}
+        return {"min_rounds": problem.rounds if self.remaining() > 0 else min(problem.rounds, 3)}
 
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
@@ -88,6 +91,7 @@ def _run(case: Case, size: Size, options: Options, share: float, record: dict[st
         case.build(Setup(size.dims, options.device, wide=flag, seed=options.seed, toy=options.toy))
         for flag in (False, True)
     )
+    record["dtype"] = problem.dtype
     record["skipped"] = [{"contender": name, "reason": reason} for name, reason in problem.missing.items()]
     passing = _check_all(problem, wide, record)
     if record["status"] == "failed":
@@ -97,7 +101,14 @@ def _run(case: Case, size: Size, options: Options, share: float, record: dict[st
         passing |= _compiled(problem, wide, options, record)
     del wide
     record["timings"] = _time_all(problem, passing, options, left)
-    record["targets"] = [_judge(target, record["timings"]) for target in problem.targets]
+    if _weighs_apart(problem, options):
+        _weigh(record, options)
+    record["targets"] = [_judge(target, record) for target in problem.targets]
+    actions = modes(problem, {"ours": problem.contenders["ours"]} if problem.timer == "device" else {})
+    slow = {t["mode"] for t in record["targets"] if t["met"] is False and (t["at_least"] or t["seconds_at_most"])}
+    wanted = [mode for mode in actions if options.profile or mode in slow]
+    if wanted and not options.toy and problem.timer == "device":
+        record["profile"] = {mode: split_time(actions[mode]["ours"], options.device) for mode in wanted}
 
 
 def _check_all(problem: Problem, wide: Problem, record: dict[str, Any]) -> dict[str, Contender]:
@@ -151,37 +162,65 @@ def _compiled(problem: Problem, wide: Problem, options: Options, record: dict[st
 def _train_once(problem: Problem, contender: Contender) -> None:
     """Compile the training path now, where a failure costs no more than this contender."""
     problem.train(True)
-    for mode, actions in _modes(problem, {"compile": contender}).items():
+    for mode, actions in modes(problem, {"compile": contender}).items():
         if mode != "forward":
             actions["compile"]()
 
 
 def _time_all(problem: Problem, passing: dict[str, Contender], options: Options, left: float) -> list[dict[str, Any]]:
     clock = Clock(options.device, self_timed=problem.timer == "self")
-    modes = _modes(problem, passing)
+    found = modes(problem, passing)
     timings = []
-    for mode, actions in modes.items():
+    for mode, actions in found.items():
         problem.train(mode != "forward")
-        samples = interleave(actions, clock, seconds=left / len(modes), **options.limits(clock.self_timed))
+        samples = interleave(actions, clock, seconds=left / len(found), **options.limits(problem))
         floor = _floor(problem, mode, options.ceilings)
         for name, (seconds, iterations) in samples.items():
-            peak = None if problem.timer == "self" else peak_bytes(actions[name], options.device)
-            head = {"contender": name, "kind": passing[name].kind, "note": passing[name].note, "mode": mode}
+            kind = passing[name].kind
+            unseen = problem.timer == "self" or (_weighs_apart(problem, options) and kind != "compile")
+            peak = None if unseen else peak_bytes(actions[name], options.device)
+            head = {"contender": name, "kind": kind, "note": passing[name].note, "mode": mode}
             timings.append(_timing(head, seconds, iterations, peak, floor))
     return timings
 
 
-def _modes(problem: Problem, passing: dict[str, Contender]) -> dict[str, dict[str, Action]]:
-    """Return the actions of every contender in every mode."""
+def _weighs_apart(problem: Problem, options: Options) -> bool:
+    return problem.own_process and options.device.type == "cpu" and not options.toy and process.is_possible()
+
+
+def _weigh(record: dict[str, Any], options: Options) -> None:
+    """Put the peak memory of a process of its own into the timings of every contender but the compiled one."""
+    shared = {"suite": record["suite"], "case": record["case"], "dims": record["size"]["dims"], "seed": options.seed}
+    for name in dict.fromkeys(timing["contender"] for timing in record["timings"]):
+        mine = [t for t in record["timings"] if t["contender"] == name and t["kind"] != "compile"]
+        if not mine:
+            continue
+        order = {**shared, "contender": name, "modes": [t["mode"] for t in mine], "threads": torch.get_num_threads()}
+        try:
+            peaks = process.peaks(order)
+        except process.ProcessError as error:
+            record["skipped"].append({"contender": name, "reason": str(error)})
+            continue
+        for timing in mine:
+            timing |= {"peak_bytes": peaks[timing["mode"]], "peak_of": "process"}
+
+
+def modes(problem: Problem, passing: dict[str, Contender]) -> dict[str, dict[str, Action]]:
+    """Return the actions of every contender in every mode that is wanted."""
+    found = _all_modes(problem, passing)
+    return {mode: actions for mode, actions in found.items() if mode in (problem.modes or found)}
+
+
+def _all_modes(problem: Problem, passing: dict[str, Contender]) -> dict[str, dict[str, Action]]:
     if problem.timer == "self":
         return {"forward": {name: contender.run for name, contender in passing.items()}}
-    modes = {"forward": {name: _forward(problem, contender.run) for name, contender in passing.items()}}
+    found = {"forward": {name: _forward(problem, contender.run) for name, contender in passing.items()}}
     steps = {name: c.step(c.run) for name, c in passing.items() if c.step is not None}
     if steps:
-        modes["training_step"] = steps
+        found["training_step"] = steps
     elif problem.gradients:
-        modes["forward_backward"] = {name: _backward(problem, contender) for name, contender in passing.items()}
-    return modes
+        found["forward_backward"] = {name: _backward(problem, contender) for name, contender in passing.items()}
+    return found
 
 
 def _forward(problem: Problem, run: Callable[..., Any]) -> Action:
@@ -230,15 +269,25 @@ def _timing(
     }
 
 
-def _judge(target: Target, timings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Say whether a promise was kept; ``met`` is null when what it needs was not timed."""
-    medians = {t["contender"]: t["seconds"]["median"] for t in timings if t["mode"] == target.mode}
-    ours = medians.get("ours")
-    other = ours if target.versus is None else medians.get(target.versus)
+def _judge(target: Target, record: dict[str, Any]) -> dict[str, Any]:
+    """Say whether a promise was kept; ``met`` is null when what it needs was not measured."""
+    timed = {t["contender"]: t for t in record["timings"] if t["mode"] == target.mode}
+    ours, other = timed.get("ours"), timed.get(target.versus or "ours")
     measured = met = None
-    if ours is not None and other is not None:
-        measured = ours if target.at_least is None else other / ours
-        met = measured <= (target.seconds_at_most or 0.0) if target.at_least is None else measured >= target.at_least
+    if target.error_at_most is not None:
+        checks = [c for c in record["checks"] if (c["contender"], c["quantity"]) == ("ours", target.quantity)]
+        measured = checks[0]["error"] if checks else None
+        met = measured is not None and measured <= target.error_at_most if checks else None
+    elif ours is not None and other is not None:
+        if target.at_least is not None:
+            measured = other["seconds"]["median"] / ours["seconds"]["median"]
+            met = measured >= target.at_least
+        elif target.bytes_at_most is not None:
+            measured = ours["peak_bytes"]
+            met = None if measured is None else measured <= target.bytes_at_most
+        else:
+            measured = ours["seconds"]["median"]
+            met = measured <= (target.seconds_at_most or 0.0)
     return {**dataclasses.asdict(target), "measured": measured, "met": met}
 
 

@@ -12,6 +12,7 @@ SUITES = (
     "attention",
     "fusion",
     "losses",
+    "contrastive",
     "memory",
     "gradient_cache",
     "presence",

@@ -1,4 +1,4 @@
-"""Losses: classification, variational, contrastive."""
+"""Losses: classification and variational."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size
-from benchmarks.suites.encoders import linear_flops
 from mmrobust import (
     FocalLabelSmoothingLoss,
     FocalLoss,
-    InfoNCELoss,
     LabelSmoothingCrossEntropy,
-    ModalityContrastiveLoss,
     VariationalLoss,
     cross_modal_kl,
     gaussian_kl,
-    modality_contrastive_loss,
     reconstruction_loss,
 )
 
-_GAMMA, _SMOOTHING, _TEMPERATURE = 2.0, 0.1, 0.07
+_GAMMA, _SMOOTHING = 2.0, 0.1
 _CLASSES = (
     Size({"B": 32, "C": 6}),
     Size({"B": 65536, "C": 6}, compile=True),
@@ -35,11 +31,6 @@ _LATENTS = (
     Size({"B": 32, "M": 3, "H": 128}),
     Size({"B": 4096, "M": 3, "H": 256}, compile=True),
     Size({"B": 65536, "M": 3, "H": 256}, cpu="full"),
-)
-_PAIRS = (
-    Size({"B": 32, "D": 128}),
-    Size({"B": 1024, "D": 128}, compile=True),
-    Size({"B": 8192, "D": 512}, cpu="full"),
 )
 
 
@@ -178,79 +169,8 @@ def build_variational(setup: Setup) -> Problem:
     return Problem(contenders, (mu, logvar, present, rebuilt, targets))
 
 
-def build_info_nce(setup: Setup) -> Problem:
-    batch, width = setup["B D"]
-
-    def eager(query: Tensor, key: Tensor) -> Tensor:
-        logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / _TEMPERATURE
-        labels = torch.arange(len(query), device=query.device)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-    def two_products(query: Tensor, key: Tensor) -> Tensor:
-        left, right = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-        labels = torch.arange(len(query), device=query.device)
-        forth, back = left @ right.T / _TEMPERATURE, right @ left.T / _TEMPERATURE
-        return (F.cross_entropy(forth, labels) + F.cross_entropy(back, labels)) / 2
-
-    contenders = {
-        "ours": Contender(InfoNCELoss(_TEMPERATURE), "ours"),
-        "eager": Contender(eager, "eager"),
-        "open_clip formula": Contender(two_products, note="a matrix product for each direction, as open_clip does"),
-    }
-    return Problem(contenders, (setup.normal(batch, width), setup.normal(batch, width)), flops=2.0 * batch**2 * width)
-
-
-def plain_modality_contrast(x: Tensor, present: Tensor) -> Tensor:
-    """Write out the loop over pairs of modalities; samples that lack one of a pair are masked out of it."""
-    losses, counts = [], []
-    for a, b in combinations(range(x.shape[1]), 2):
-        both = present[:, a] & present[:, b]
-        logits = F.normalize(x[:, a], dim=-1) @ F.normalize(x[:, b], dim=-1).T / _TEMPERATURE
-        positive = logits.diagonal()
-        logits = torch.where(both[:, None] & both[None, :], logits, -1e9)
-        rows = (torch.logsumexp(logits, 1) + torch.logsumexp(logits, 0)) / 2 - positive
-        losses.append(torch.where(both, rows, 0.0).sum() / both.sum().clamp(min=1))
-        counts.append(both.any())
-    return torch.stack(losses).sum() / torch.stack(counts).sum().clamp(min=1)
-
-
-def build_modality_contrastive(setup: Setup) -> Problem:
-    batch, modalities, width = setup["B M H"]
-
-    def ours(x: Tensor, present: Tensor) -> Tensor:
-        return modality_contrastive_loss(x, present, temperature=_TEMPERATURE)
-
-    contenders = {"ours": Contender(ours, "ours"), "eager": Contender(plain_modality_contrast, "eager")}
-    inputs = (setup.normal(batch, modalities, width), setup.mask(batch, modalities))
-    flops = 2.0 * batch**2 * width * modalities * (modalities - 1) / 2
-    return Problem(contenders, inputs, flops=flops)
-
-
-def plain_projections(loss: Any, mu: Tensor) -> Tensor:
-    """Write out one head per modality."""
-    projected = [
-        F.linear(F.relu(F.linear(mu[:, m], head[0].weight, head[0].bias)), head[2].weight, head[2].bias)
-        for m, head in enumerate(loss.heads)
-    ]
-    return torch.stack(projected, 1)
-
-
-def build_modality_contrastive_module(setup: Setup) -> Problem:
-    batch, modalities, width = setup["B M H"]
-    loss = setup.module(lambda: ModalityContrastiveLoss(width, modalities))
-
-    def eager(mu: Tensor, present: Tensor) -> Tensor:
-        return plain_modality_contrast(plain_projections(loss, mu), present)
-
-    contenders = {"ours": Contender(loss, "ours"), "eager": Contender(eager, "eager")}
-    inputs = (setup.normal(batch, modalities, width), setup.mask(batch, modalities))
-    pairs = modalities * (modalities - 1) / 2
-    return Problem(contenders, inputs, (loss,), flops=linear_flops(batch, loss) + 2.0 * batch**2 * 64 * pairs)
-
-
 _TOY = {"B": 4, "M": 3, "H": 5}
 _TOY_CLASSES = {"B": 5, "C": 3}
-_CONTRAST = (Size({"B": 32, "M": 3, "H": 128}), Size({"B": 1024, "M": 3, "H": 128}, compile=True))
 
 CASES = (
     Case("FocalLoss", build_focal, _TOY_CLASSES, _CLASSES, ("FocalLoss", "focal_loss")),
@@ -281,7 +201,4 @@ CASES = (
         ),
     ),
     Case("VariationalLoss", build_variational, _TOY, _LATENTS),
-    Case("InfoNCELoss", build_info_nce, {"B": 4, "D": 5}, _PAIRS, ("InfoNCELoss", "info_nce_loss")),
-    Case("modality_contrastive_loss", build_modality_contrastive, _TOY, _CONTRAST),
-    Case("ModalityContrastiveLoss", build_modality_contrastive_module, _TOY, _CONTRAST),
 )

@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size, Target
 from benchmarks.suites import published_baseline, published_v4
 from benchmarks.suites.attention import finish_attention, plain_attention
+from benchmarks.suites.contrastive import plain_modality_contrast, plain_projections
 from benchmarks.suites.encoders import linear_flops, plain_decoder, plain_mlp, plain_variational_mlp
 from benchmarks.suites.fusion import blend, plain_gate, plain_scores, plain_softmax, plain_weights
-from benchmarks.suites.losses import (
-    plain_cross_kl,
-    plain_kl,
-    plain_modality_contrast,
-    plain_projections,
-    plain_reconstruction,
-)
+from benchmarks.suites.losses import plain_cross_kl, plain_kl, plain_reconstruction
 from mmrobust import AttentionFusionClassifier, VariationalFusionClassifier, presence_views
 
 _DROPOUT, _MODALITY_DROPOUT = 0.35, 0.15

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .._precision import no_autocast, widen
+from .once import once
 from .tiles import NO_KEY
 from .units import half_squares, normalise, tangent
 
@@ -83,21 +83,21 @@ class _DenseRows(torch.autograd.Function):
         gradient, none = log_p.exp().sub_(share), count == 0
         gradient.masked_fill_(none.unsqueeze(1), 0.0)
         slope = (gradient * scores).sum(1) if ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(u, inverse, centre.to(u.dtype), gradient, temperature, slope)
+        ctx.save_for_backward(u, inverse, centre.to(u.dtype), gradient, temperature, slope, x)
         ctx.dtype = x.dtype
         return losses.masked_fill_(none, 0.0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, inverse, centre, gradient, temperature, slope = ctx.saved_tensors
-        with no_autocast(u):
+        u, inverse, centre, gradient, temperature, slope, x = ctx.saved_tensors
+        with torch.no_grad(), no_autocast(u):
             weights, rows = gradient * grad.unsqueeze(1), grad.shape[0]
             along = torch.addmm(weights.sum(0).neg_().unsqueeze(1) * u, weights.mT, u[:rows])
             along[:rows].addmm_(weights, u)
             dx = tangent(along.div_(temperature), u + centre, inverse).to(ctx.dtype)
             dt = None if slope is None else -(grad * slope).sum() / temperature
-            return dx, None, dt, None, None, None, None
+        dt = None if dt is None else once(dt, grad, x, temperature)
+        return once(dx, grad, x, temperature), None, dt, None, None, None, None
 
 
 def dense_pairs(
@@ -152,15 +152,15 @@ class _DensePairs(torch.autograd.Function):
             log_p = scores.log_softmax(1)
             losses = (losses - log_p.diagonal(dim1=1, dim2=2)) / 2
             rows, columns = rows.div_(2), log_p.exp().div_(2)
-        ctx.save_for_backward(u, inverse, centre.to(u.dtype), rows, columns, scores, temperature)
+        ctx.save_for_backward(u, inverse, centre.to(u.dtype), rows, columns, scores, temperature, x)
         ctx.dtype, ctx.sets = x.dtype, (first, second)
         return losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (u, inverse, centre, rows, columns, scores, temperature), (first, second) = ctx.saved_tensors, ctx.sets
-        with no_autocast(u):
+        u, inverse, centre, rows, columns, scores, temperature, x = ctx.saved_tensors
+        first, second = ctx.sets
+        with torch.no_grad(), no_autocast(u):
             weights = rows * grad.unsqueeze(2)
             if columns is not None:
                 weights.addcmul_(columns, grad.unsqueeze(1))
@@ -171,4 +171,5 @@ class _DensePairs(torch.autograd.Function):
             _add(along, second, torch.baddbmm(weights.sum(1).unsqueeze(2) * key, weights.mT, query, beta=-1))
             dx = tangent(along.div_(temperature), u + centre, inverse).to(ctx.dtype)
             dt = -(weights * scores).sum() / temperature if ctx.needs_input_grad[3] else None
-            return dx, None, None, dt, None, None
+        dt = None if dt is None else once(dt, grad, x, temperature)
+        return once(dx, grad, x, temperature), None, None, dt, None, None

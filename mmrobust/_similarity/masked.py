@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._precision import no_autocast
 from . import tiles
+from .once import refuse
 from .tiles import NO_KEY
 from .units import Units
 
@@ -216,3 +217,4 @@ def _differentiate(ctx: Any, lse_grad: Tensor, among_grad: Tensor, _: Tensor) ->
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(refuse)

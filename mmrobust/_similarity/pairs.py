@@ -14,6 +14,7 @@ from torch import Tensor
 from .._precision import no_autocast
 from . import tiles
 from .implementation import Kernels
+from .once import refuse
 from .units import Units
 
 NO_KEY = tiles.NO_KEY
@@ -155,6 +156,7 @@ def _backward(
         x, y = tiles.queries(u, half, temperature), tiles.keys(keys.u, keys.half, temperature)
         values = y if mode == "self" else tiles.keys(u, half, temperature)
         out, key_out = tiles.weighted_sums(x, y, values, rows, columns, mode, skip, fast, for_keys)
+        del x, y, values
         du, dv, dt = tiles.gradients(u, half, keys.u, out, key_out, temperature)
         # Of rows against themselves both gradients are in du, and every energy is counted twice.
         return du, dv, dt / 2 if mode == "self" else dt
@@ -197,3 +199,4 @@ def _differentiate(ctx: Any, row_grad: Tensor, key_grad: Tensor) -> tuple[Tensor
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(refuse)

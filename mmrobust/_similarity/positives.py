@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .units import Units
+from .units import Units, wide_dtype
 
 
 def partner_energy(queries: Units, keys: Units, shift: int = 0) -> Tensor:
@@ -42,4 +42,6 @@ def class_sums(values: Tensor, labels: Tensor, valid: Tensor | None, wanted: Ten
     slot = torch.where(torch.searchsorted(ordered, wanted, right=True) > first, first, size)  # size: nobody's
     own = torch.searchsorted(ordered, labels)
     own = own if valid is None else torch.where(valid, own, size + 1)
-    return values.new_zeros(size + 2, values.shape[1]).index_add(0, own, values)[slot]
+    # In float64, here and so in the backward pass: what pulls at a row is what its class and all rows differ in.
+    wide = values.to(wide_dtype(values))
+    return wide.new_zeros(size + 2, values.shape[1]).index_add(0, own, wide)[slot].to(values.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 NO_KEY = -1e30  # logsumexp over nothing: finite, so that no Inf - Inf follows
 _ROWS = 256
-_ELEMENTS = {"cpu": 1 << 22, "other": 1 << 25}  # scores held at a time: 16 MB on a CPU, 128 MB elsewhere
+_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 25}  # scores held at a time: 2 MB on a CPU, 128 MB elsewhere
 _EXPONENT = {torch.float32: 64.0, torch.float64: 600.0}
 
 
@@ -49,7 +49,8 @@ def ranges(
 ) -> Iterator[tuple[slice, slice]]:
     """Yield row and column ranges of the tiles; with ``half`` those of columns at or behind the first row."""
     elements = max(_ELEMENTS["cpu" if device.type == "cpu" else "other"] // max(batch, 1), 1 << 12)
-    height = min(_ROWS if device.type == "cpu" else 2048, max(rows, 1))
+    height = _ROWS * (1 if rows <= 4096 else 2) if device.type == "cpu" else 2048
+    height = min(height, max(rows, 1))
     width = max(elements // height, 1)
     for top in range(0, rows, height):
         for left in range(top if half else 0, columns, width):
@@ -92,18 +93,21 @@ def logsumexp(
         other = _online(y, x, x_valid, None if skip is None else -skip) if mode == "both" else x.new_empty(0)
         return _online(x, y, y_valid, skip), other
     row_sum, key_sum = x.new_zeros(x.shape[:-1]), y.new_zeros(y.shape[:-1])
-    x_weight = torch.ones_like(row_sum) if x_valid is None else x_valid.to(x.dtype)
-    y_weight = torch.ones_like(key_sum) if y_valid is None else y_valid.to(y.dtype)
+    keep_rows = None if x_valid is None or mode == "rows" else x_valid.to(x.dtype).unsqueeze(-1)
+    keep_keys = None if y_valid is None else y_valid.to(y.dtype).unsqueeze(-2)
     buffer = Buffer(x)
     for i, j in ranges(x.shape[-2], y.shape[-2], row_sum[..., :1].numel(), x.device, mode == "self"):
         scores = buffer.product(x[..., i, :], y[..., j, :].mT).exp_()
         own(scores, i, j, skip).zero_()
-        row_sum[..., i] += (scores @ y_weight[..., j].unsqueeze(-1)).squeeze(-1)
+        if keep_rows is not None:
+            scores.mul_(keep_rows[..., i, :])
+        if keep_keys is not None:
+            scores.mul_(keep_keys[..., j])
+        row_sum[..., i] += scores.sum(-1)
         if mode != "rows":
             # A tile on the diagonal has both halves of its square already: only what lies beyond is counted again.
             beyond = max(i.stop - j.start, 0) if mode == "self" else 0
-            right = slice(j.start + beyond, j.stop)
-            key_sum[..., right] += (x_weight[..., i].unsqueeze(-2) @ scores[..., beyond:]).squeeze(-2)
+            key_sum[..., j.start + beyond : j.stop] += scores[..., beyond:].sum(-2)
     if mode == "self":
         row_sum += key_sum
     return _log(row_sum), _log(key_sum) if mode == "both" else x.new_empty(0)
@@ -204,8 +208,10 @@ def gradients(
     vectors are close to each other. The columns behind the features hold ``sum_j G_ij`` and ``-sum_j G_ij n_j / t``.
     """
     energy = (u * out[..., :-2]).sum() - (half * out[..., -2]).sum() + temperature * out[..., -1].sum()
-    du = (out[..., :-2] - out[..., -2:-1] * u) / temperature
-    dv = (key_out[..., :-2] - key_out[..., -2:-1] * v) / temperature if key_out.numel() else u.new_empty(0)
+    du = torch.addcmul(out[..., :-2], out[..., -2:-1], u, value=-1).div_(temperature)
+    if key_out.shape[-2] != v.shape[-2]:
+        return du, u.new_empty(0), -energy / temperature.square()
+    dv = torch.addcmul(key_out[..., :-2], key_out[..., -2:-1], v, value=-1).div_(temperature)
     return du, dv, -energy / temperature.square()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._precision import widen
+from .once import once
 
 NO_DIRECTION = 1e-12
 _ROWS = 16384  # rows that are held in float64 at a time
@@ -50,14 +51,15 @@ def centred_units(x: Tensor, centre: Tensor | None = None) -> Units:
 
 def mean_direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum ``(D,)`` of the unit vectors of ``x (..., B, D)`` and how many have a direction, in float64."""
-    total, count = x.new_zeros(x.shape[-1], dtype=_wide(x)), x.new_zeros((), dtype=_wide(x))
+    total, count = x.new_zeros(x.shape[-1], dtype=wide_dtype(x)), x.new_zeros((), dtype=wide_dtype(x))
     for rows in _chunks(x):
         unit, inverse = normalise(rows)
         total, count = total + unit.sum(0), count + (inverse != 0).sum()
     return total, count
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return float64 where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
 
 
@@ -70,7 +72,7 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit vectors and inverse norms ``(..., B, 1)`` in float64; both are 0 where there is no direction."""
-    x = x.to(_wide(x))
+    x = x.to(wide_dtype(x))
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     inverse = norm.reciprocal().masked_fill_(norm < NO_DIRECTION, 0.0)  # NaN passes, to reach the loss
     return x * inverse, inverse
@@ -113,4 +115,6 @@ class _CentredUnits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         u, inverse, centre = ctx.saved_tensors
-        return tangent(grad.reshape(u.shape), u + centre, inverse).to(ctx.dtype).view(grad.shape), None
+        with torch.no_grad():
+            dx = tangent(grad.reshape(u.shape), u + centre, inverse).to(ctx.dtype).view(grad.shape)
+        return once(dx, grad), None  # what comes from an operator of this package depends on x by itself

@@ -20,6 +20,8 @@ from benchmarks.suites import SUITES, load, models
 
 # Public names without a case, and why. Only what has nothing to measure belongs here.
 UNMEASURED: dict[str, str] = {}
+# Peers that are wrong in a case, which the report says, and why.
+WRONG_PEERS = {("SupConLoss temperatures", "the formula of SupContrast"): "NaN at low temperatures"}
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +67,8 @@ def test_toy_run(suite: str, tmp_path: Path) -> None:
     assert [record["case"] for record in document["cases"]] == [case.name for case in load(suite)]
     for record in document["cases"]:
         assert record["status"] == "ok", record["message"]
-        wrong = [check for check in record["checks"] if not check["passed"]]
-        assert wrong == [], record["case"]
+        wrong = {(record["case"], check["contender"]) for check in record["checks"] if not check["passed"]}
+        assert wrong <= set(WRONG_PEERS), record["case"]
         assert suite == "startup" or "ours" in {check["contender"] for check in record["checks"]}
         assert {"ours"} < {timing["contender"] for timing in record["timings"]}
 
@@ -80,6 +82,16 @@ def test_report_comes_from_the_json_alone(tmp_path: Path, capsys: pytest.Capture
         assert f"| {case.name} |" in text
     assert "![fusion on cpu](cpu-fusion.png)" in text
     assert (tmp_path / "cpu-fusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_part_of_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fusion", "losses", "--sizes", "toy", "--json", str(tmp_path), "--only", "FocalLoss B=5"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu-losses.json"]
+    document = results.read(tmp_path / "cpu-losses.json")
+    assert [record["case"] for record in document["cases"]] == ["FocalLoss"]
+    assert document["settings"]["only"] == ["FocalLoss B=5"]
+    assert main(["fusion", "--sizes", "toy", "--json", str(tmp_path), "--only", "nothing"]) == 2
+    assert "--only: no case and size holds 'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("build", [models.build_pure, models.build_full, models.build_attention_model])

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import measure, report, results
+from benchmarks.harness import measure, process, report, results, runner
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size, Target, tensors
 from benchmarks.harness.check import relative_error
 from benchmarks.harness.floors import Ceilings, least_bytes
+from benchmarks.harness.profile import part_of, split_time
 from benchmarks.harness.runner import Options, run_unit
 
 CPU = torch.device("cpu")
@@ -148,6 +149,71 @@ def test_targets_are_judged(at_least: float, met: bool) -> None:
     assert (lost["met"], lost["measured"]) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (Target("quick", seconds_at_most=1e3), True),
+        (Target("quick", seconds_at_most=1e-12), False),
+        (Target("lean", bytes_at_most=10**6), True),
+        (Target("lean", bytes_at_most=15), False),
+        (Target("right", quantity="outputs", error_at_most=1e-5), True),
+        (Target("right", quantity="gradients", error_at_most=1e-5), False),
+        (Target("right", quantity="statistics", error_at_most=1.0), None),
+        (Target("lost", versus="nobody", at_least=1.0), None),
+    ],
+)
+def test_promises_of_every_kind(target: Target, met: bool | None) -> None:
+    def problem(setup: Setup) -> Problem:
+        contenders = {
+            "ours": Contender(lambda x: 2 * x + 1e-4 * (x - x.detach()), "ours"),
+            "eager": Contender(double, "eager"),
+        }
+        return Problem(contenders, (setup.normal(4),), targets=(target,))
+
+    made = document([unit(problem)])
+    results.validate(made)
+    (judged,) = made["cases"][0]["targets"]
+    assert judged["met"] is met
+    assert (judged["measured"] is None) == (met is None)
+    word = {True: "yes", False: "**no**", None: "unknown"}[met]
+    (line,) = (line for line in report.markdown([made], {}).splitlines() if line.startswith(f"| {target.claim} |"))
+    assert line.endswith(f"| {word} |")
+
+
+def test_an_error_that_is_not_finite_breaks_a_promise() -> None:
+    record: dict[str, Any] = {
+        "timings": [],
+        "checks": [{"contender": "ours", "quantity": "outputs", "error": None}],
+    }
+    judged = runner._judge(Target("right", quantity="outputs", error_at_most=1.0), record)
+    assert (judged["measured"], judged["met"]) == (None, False)
+
+
+def test_only_the_modes_that_are_wanted_are_timed() -> None:
+    def problem(setup: Setup) -> Problem:
+        return Problem(same(setup).contenders, (setup.normal(4),), modes=("forward_backward",), dtype="float16")
+
+    record = unit(problem)
+    assert {timing["mode"] for timing in record["timings"]} == {"forward_backward"}
+    assert record["dtype"] == "float16"
+
+
+def test_a_reference_is_computed_once() -> None:
+    calls: list[torch.dtype] = []
+
+    def count(x: Tensor) -> Tensor:
+        calls.append(x.dtype)
+        return 2 * x
+
+    def problem(setup: Setup) -> Problem:
+        others = {name: Contender(double) for name in "ab"}
+        contenders = {"ours": Contender(double, "ours"), "eager": Contender(count, "eager"), **others}
+        return Problem(contenders, (setup.normal(4),))
+
+    assert unit(problem)["status"] == "ok"
+    assert calls.count(torch.float64) == 2  # outputs and gradients
+
+
 def test_setups_of_one_seed_differ_only_in_precision() -> None:
     narrow, wide = (Setup({"B": 3}, CPU, wide=flag, seed=5) for flag in (False, True))
     for draw in (lambda s: s.normal(3, 2), lambda s: s.module(lambda: nn.Linear(2, 2)).weight, lambda s: s.mask(3, 2)):
@@ -178,6 +244,60 @@ def test_peak_memory_on_the_cpu_is_exact() -> None:
     assert measure.peak_bytes(action, CPU) == pytest.approx(2 * size, rel=0.01)
     held = torch.ones(1000, 1000)
     assert measure.peak_bytes(lambda: held.add_(1), CPU) < 1000
+
+
+@pytest.mark.skipif(not process.is_possible(), reason="this system does not reset the peak memory of a process")
+def test_growth_of_a_process_is_the_peak_of_a_call() -> None:
+    def action() -> Tensor:
+        return torch.ones(3000, 1000).exp_().add(1)
+
+    process.growth(action)
+    assert process.growth(action) == pytest.approx(2 * 12e6, rel=0.2)
+
+
+@pytest.mark.skipif(not process.is_possible(), reason="this system does not reset the peak memory of a process")
+def test_peaks_of_a_process_of_its_own() -> None:
+    order = {
+        "suite": "contrastive",
+        "case": "InfoNCELoss",
+        "dims": {"B": 1500, "D": 16},
+        "contender": "eager",
+        "modes": ["forward_backward"],
+        "seed": 0,
+        "threads": 1,
+    }
+    pairs = 4 * 1500**2
+    assert 3 * pairs < process.peaks(order)["forward_backward"] < 6 * pairs
+    with pytest.raises(process.ProcessError, match=r"exit status 1 KeyError: 'nobody'"):
+        process.peaks({**order, "contender": "nobody"})
+
+
+def test_smaller_sizes_keep_their_letters() -> None:
+    assert process._smaller({"B": 16384, "D": 128}) == {"B": 1024, "D": 128}
+    assert process._smaller({"B": 6, "D": 5}) == {"B": 6, "D": 5}
+
+
+def test_parts_of_the_time() -> None:
+    assert part_of("aten::mm", [[256, 128], [128, 4096]]) == "products"
+    assert part_of("aten::addmm_", [[256, 64], [256, 128], [128, 64], [], []]) == "products"
+    assert part_of("aten::mm", [[256, 4096], [4096, 1]]) == "sums"
+    assert part_of("aten::mm", [[256, 2], [2, 4096]]) == "arithmetic"
+    names = {"exp_": "exponentials", "_log_softmax": "exponentials", "mul_": "arithmetic", "maximum": "arithmetic"}
+    names |= {"index_add_": "indexing", "masked_fill_": "indexing", "copy_": "memory", "addmv_": "sums"}
+    assert {name: part_of(f"aten::{name}", []) for name in names} == names
+    assert part_of("mmrobust::pair_logsumexp", [[4]]) == part_of("DivBackward0", []) == "rest"
+    x = torch.randn(300, 300)
+    parts = split_time(lambda: (x @ x).exp().sum(), CPU)
+    assert {"products", "exponentials"} < {part["part"] for part in parts}
+    assert sum(part["share"] for part in parts) == pytest.approx(1.0, abs=0.05)
+
+
+def test_where_the_time_goes_is_reported() -> None:
+    record = unit(same)
+    record["profile"] = {"forward": [{"part": "products", "seconds": 2e-3, "share": 0.75}]}
+    made = document([record])
+    results.validate(made)
+    assert "- it (B=4), forward, 2 ms in the profiler: products 75%" in report.markdown([made], {})
 
 
 def test_blocks_are_interleaved_in_rotating_order() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -198,71 +198,3 @@ def variational_loss(
     reconstruction = _mean(errors)
     total = beta * (kl_weight * kl + cross_kl_weight * cross) + reconstruction_weight * reconstruction
     return np.float64(total), kl, np.float64(reconstruction), cross
-
-
-# Contrastive -----------------------------------------------------------------------------------------------------
-
-
-def _unit(x: Array) -> Array:
-    largest = max(abs(float(value)) for value in x)
-    if largest < 1e-12:
-        return np.zeros(len(x))
-    length = math.hypot(*(float(value) for value in x))
-    return np.array([float(value) / length for value in x])
-
-
-def _nce(anchor: Array, positive: Array, others: Sequence[Array], temperature: float) -> float:
-    """-log of the softmax at the positive; ``others`` holds every key, the positive among them."""
-    scores = [float(anchor @ other) / temperature for other in others]
-    top = max(scores)
-    return top + math.log(sum(math.exp(score - top) for score in scores)) - float(anchor @ positive) / temperature
-
-
-def info_nce_loss(
-    query: Array,
-    key: Array,
-    *,
-    temperature: float = 0.07,
-    symmetric: bool = True,
-    present: Array | None = None,
-    negatives: Array | None = None,
-) -> Array:
-    index = [i for i in range(len(query)) if present is None or present[i]]
-    queries, keys = [_unit(query[i]) for i in index], [_unit(key[i]) for i in index]
-    extra = [] if negatives is None else [_unit(row) for row in negatives]
-    losses = []
-    for q, k in zip(queries, keys, strict=True):
-        loss = _nce(q, k, [*keys, *extra], temperature)
-        if symmetric:
-            loss = 0.5 * (loss + _nce(k, q, queries, temperature))
-        losses.append(loss)
-    return np.float64(_mean(losses))
-
-
-def modality_contrastive_loss(
-    features: Array | Sequence[Array], present: Array | None = None, *, temperature: float = 0.07
-) -> Array:
-    x = features if isinstance(features, np.ndarray) else np.stack(list(features), axis=1)
-    losses = []
-    for a in range(x.shape[1]):
-        for b in range(a + 1, x.shape[1]):
-            both = [i for i in range(len(x)) if present is None or (present[i, a] and present[i, b])]
-            if both:
-                losses.append(float(info_nce_loss(x[both, a], x[both, b], temperature=temperature)))
-    return np.float64(_mean(losses))
-
-
-def projected_modality_contrastive_loss(
-    state: Mapping[str, Array], mu: Array, present: Array | None = None, *, temperature: float = 0.07
-) -> Array:
-    """The module: Linear, ReLU, Linear per modality with the parameters of a state dict, then the loss."""
-    x = mu if isinstance(mu, np.ndarray) else np.stack(list(mu), axis=1)
-    projected = []
-    for m in range(x.shape[1]):
-        w1, b1, w2, b2 = (state[f"heads.{m}.{layer}"] for layer in ("0.weight", "0.bias", "2.weight", "2.bias"))
-        rows = []
-        for b, row in enumerate(x[:, m]):
-            clean = row if present is None or present[b, m] else np.zeros_like(row)
-            rows.append(w2 @ np.array([max(0.0, h) for h in w1 @ clean + b1]) + b2)
-        projected.append(np.array(rows).reshape(len(rows), len(b2)))
-    return modality_contrastive_loss(projected, present, temperature=temperature)

@@ -1,0 +1,198 @@
+"""The operators below the contrastive losses as PyTorch sees them: registered, traced, compiled, exported, refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmrobust import InfoNCELoss, ModalityContrastiveLoss, NTXentLoss, SupConLoss
+from mmrobust._similarity import dense
+from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
+
+D = 4
+Loss = Callable[[Tensor], Tensor]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(rows: int) -> Tensor:
+    return torch.arange(rows) % 3
+
+
+def present(rows: int) -> Tensor:
+    return torch.arange(rows) % 5 != 1
+
+
+def several(rows: int) -> Tensor:
+    return torch.stack([torch.arange(rows) % 2 == 0, torch.arange(rows) % 3 == 0], dim=1)
+
+
+# Rows x (B, D) -> loss, on every way through the operators.
+LOSSES: dict[str, Loss] = {
+    "classes": lambda x: sup_con_loss(x, labels(len(x))),
+    "classes, present": lambda x: sup_con_loss(x, labels(len(x)), present=present(len(x))),
+    "classes, keys": lambda x: sup_con_loss(x, labels(len(x)), keys=x.flip(1), key_labels=labels(len(x))),
+    "L_in": lambda x: sup_con_loss(x, labels(len(x)), aggregation="in", present=present(len(x))),
+    "several labels": lambda x: sup_con_loss(x, several(len(x)), excluded=torch.ones(len(x), len(x)).tril(-2).bool()),
+    "masks": lambda x: sup_con_loss(x, positives=several(len(x))[:, :1] == several(len(x))[:, 1]),
+    "pairs": lambda x: info_nce_loss(x, x.roll(1, 1)),
+    "pairs, present": lambda x: info_nce_loss(x, x.roll(1, 1), present=present(len(x))),
+    "pairs, one way, sharp": lambda x: info_nce_loss(x, x.roll(1, 1), symmetric=False, temperature=1e-3),
+    "pairs, negatives": lambda x: info_nce_loss(
+        x, x.roll(1, 1), negatives=x.flip(1), negatives_present=present(len(x))
+    ),
+    "views": lambda x: nt_xent_loss(x, x.roll(1, 1), present=present(len(x))),
+    "modalities": lambda x: modality_contrastive_loss(torch.stack([x, x.roll(1, 1), x.flip(1)], dim=1)),
+}
+
+
+@pytest.fixture
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send small batches the way of large ones."""
+    monkeypatch.setattr(dense, "_PAIRS", -1)
+
+
+class Calls(TorchDispatchMode):
+    """Remembers the calls of the operators of this library, those of a backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        if name.startswith("mmrobust."):
+            assert not kwargs
+            self.made.append((name.split(".")[1], args))
+        return function(*args, **(kwargs or {}))
+
+
+def samples(loss: Loss) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the operators that a loss calls, in both directions, and their arguments."""
+    with Calls() as calls:
+        loss(normal(7, D).requires_grad_()).backward()
+
+    def leaf(name: str, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x.detach().clone().requires_grad_(not name.endswith("_backward"))
+
+    return [(name, tuple(leaf(name, x) for x in args)) for name, args in calls.made]
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LOSSES)
+def test_operators_are_what_they_declare(name: str) -> None:
+    """Schema, fake tensors, autograd and tracing, on the arguments that the losses give them."""
+    made = samples(LOSSES[name])
+    forward = {operator for operator, _ in made if not operator.endswith("_backward")}
+    assert {operator for operator, _ in made} == forward | {f"{operator}_backward" for operator in forward}
+    for operator, args in made:
+        torch.library.opcheck(getattr(torch.ops.mmrobust, operator), args, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("_large")
+def test_the_samples_are_of_every_kind() -> None:
+    made = [call for loss in LOSSES.values() for call in samples(loss)]
+    strings = {x for _, args in made for x in args if isinstance(x, str)}
+    assert {"self", "rows", "both"} <= strings
+    assert {"pair_logsumexp", "masked_rows"} <= {name for name, _ in made}
+    assert any(x is True for _, args in made for x in args)
+    assert any(isinstance(args[0], Tensor) and args[0].dim() == 3 for _, args in made)
+
+
+@pytest.fixture
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def value_and_gradient(loss: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    value = loss(leaf)
+    value.backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.usefixtures("_large", "_fresh_dynamo")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["classes, present", "L_in", "pairs, negatives", "views", "modalities"])
+def test_the_large_way_compiles_to_one_graph(name: str) -> None:
+    compiled = torch.compile(LOSSES[name], fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (11, 9, 13):
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            got = value_and_gradient(compiled, normal(rows, D, seed=rows))
+        for one, other in zip(got, value_and_gradient(LOSSES[name], normal(rows, D, seed=rows)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+class Encoder(nn.Module):
+    """A layer in front of a loss that takes labels, pairs or modalities."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.loss = nn.Linear(D, 6).double(), loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z = self.layer(x)
+        if isinstance(self.loss, SupConLoss):
+            return self.loss(z, y)
+        if isinstance(self.loss, ModalityContrastiveLoss):
+            return self.loss(torch.stack([z, z.roll(1, 1)], dim=1))
+        return self.loss(z, z.roll(1, 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "loss",
+    [SupConLoss(), SupConLoss(aggregation="in", learnable_temperature=True), InfoNCELoss(), NTXentLoss()],
+    ids=["sup_con", "L_in", "info_nce", "nt_xent"],
+)
+def test_a_program_serves_small_and_large_batches(loss: nn.Module) -> None:
+    """Exported once with few rows; there is no size at which it takes another way."""
+    torch.manual_seed(0)
+    module = Encoder(copy.deepcopy(loss).double()).eval()
+    batch = torch.export.Dim("batch", min=2, max=1 << 20)
+    program = torch.export.export(
+        module, (normal(9, D), labels(9)), dynamic_shapes={"x": {0: batch}, "y": {0: batch}}
+    ).module()
+    for rows in (2, 7, 600):
+        x = normal(rows, D, seed=rows)
+        torch.testing.assert_close(program(x, labels(rows)), module(x, labels(rows)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("pairs", [-1, 1 << 62], ids=["tiles", "dense"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_derivatives_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, pairs: int) -> None:
+    """By an error, and never by taking the gradient for a constant."""
+    monkeypatch.setattr(dense, "_PAIRS", pairs)
+    x = normal(7, D).requires_grad_()
+    loss = LOSSES[name](x)
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert grad.requires_grad
+    with pytest.raises(RuntimeError, match="contrastive losses cannot be differentiated twice"):
+        (loss + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("pairs", [-1, 1 << 62], ids=["tiles", "dense"])
+@pytest.mark.parametrize("kind", [SupConLoss, InfoNCELoss, NTXentLoss])
+def test_second_derivatives_of_the_temperature_are_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[..., nn.Module], pairs: int
+) -> None:
+    monkeypatch.setattr(dense, "_PAIRS", pairs)
+    loss, x = kind(learnable_temperature=True).double(), normal(8, D)
+    value = loss(x, labels(8) if kind is SupConLoss else x.roll(1, 1))
+    (slope,) = torch.autograd.grad(value, loss.temperature.log_temperature, create_graph=True)
+    with pytest.raises(RuntimeError, match="contrastive losses cannot be differentiated twice"):
+        (value + slope).backward()
