@@ -85,7 +85,8 @@ def half_squares(u: Tensor, inverse: Tensor) -> Tensor:
 
 def tangent(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
     """Turn the gradient of unit vectors into that of the vectors."""
-    return (grad - unit * (unit * grad).sum(-1, keepdim=True)) * inverse.to(grad.dtype)
+    along = (unit * grad).sum(-1, keepdim=True)
+    return torch.addcmul(grad, unit, along, value=-1).mul_(inverse.to(grad.dtype))
 
 
 class _CentredUnits(torch.autograd.Function):
