@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.autograd.function import once_differentiable
 
 from .._precision import no_autocast
 from ..distributed import exchange_layouts, is_active
 from . import tiles
+from .once import once
 from .pairs import row_logsumexp
 from .positives import class_energy, class_sums
 from .units import Units
@@ -176,13 +176,12 @@ class _Logsumexp(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, half, v, key_half, temperature, key_valid, rows = ctx.saved_tensors
         ring, skip_own, least = ctx.options
         fast, side = tiles.is_fast(temperature, least), tiles.Side(grad, rows, None)
         arriving = None
-        with no_autocast(u):
+        with torch.no_grad(), no_autocast(u):
             x, values = tiles.queries(u, half, temperature), tiles.keys(u, half, temperature)
             out = torch.zeros_like(x)
             for step, (y, *valid) in ring.visits(
@@ -198,6 +197,7 @@ class _Logsumexp(torch.autograd.Function):
                 del y, more, key_out
             key_out = values.new_zeros(v.shape[0], values.shape[1]) if arriving is None else arriving.wait()[0]
             du, dv, dt = tiles.gradients(u, half, v, out, key_out, temperature)
+        du, dv, dt = (once(x, grad, u, v, temperature) for x in (du, dv, dt))
         return du, None, dv, None, dt, None, None, None
 
 
@@ -233,18 +233,25 @@ class _ClassEnergy(torch.autograd.Function):
         return (u * sums).sum(1) - count * half - halves, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of u is ``sum_j (v_j - u_i)``; that of v needs the sums of u alone, so no v travels."""
-        labels, u, towards, v, key_labels, key_valid = ctx.saved_tensors
-        ring, grad = ctx.ring, grad.unsqueeze(1)
-        arriving = dv = None
-        if ring.keys_differ:
-            values = torch.cat([grad * u, grad], dim=1)
-            for step, (block_labels,) in ring.visits(key_labels):
-                arriving = _pass_on(ring, step, arriving, class_sums(values, labels, None, block_labels))
-            assert arriving is not None
-            (home,) = arriving.wait()
-            dv = home[:, :-1] - home[:, -1:] * v
-            dv = dv if key_valid is None else torch.where(key_valid.unsqueeze(1), dv, 0.0)
-        return grad * towards, None, None, dv, None, None, None, None, None
+        with torch.no_grad():
+            du, dv = _class_gradients(ctx, grad)
+        _, u, _, v, _, _ = ctx.saved_tensors
+        dv = None if dv is None else once(dv, grad, u, v)
+        return once(du, grad, u, v), None, None, dv, None, None, None, None, None
+
+
+def _class_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradient of u is ``sum_j (v_j - u_i)``; that of v needs the sums of u alone, so no v travels."""
+    labels, u, towards, v, key_labels, key_valid = ctx.saved_tensors
+    ring, grad = ctx.ring, grad.unsqueeze(1)
+    arriving = dv = None
+    if ring.keys_differ:
+        values = torch.cat([grad * u, grad], dim=1)
+        for step, (block_labels,) in ring.visits(key_labels):
+            arriving = _pass_on(ring, step, arriving, class_sums(values, labels, None, block_labels))
+        assert arriving is not None
+        (home,) = arriving.wait()
+        dv = home[:, :-1] - home[:, -1:] * v
+        dv = dv if key_valid is None else torch.where(key_valid.unsqueeze(1), dv, 0.0)
+    return grad * towards, dv

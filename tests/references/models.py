@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import attention, encoders, fusion, losses
+from . import attention, contrastive, encoders, fusion, losses
 from . import quality as qualities
 from .masking import Array, Mask, State, linear, masked_softmax, sub, zero_missing
 
@@ -134,7 +134,9 @@ def variational_fusion(
             mu, logvar, rebuilt, given, visible, target_present=counted, masks=steps, **(loss or {})
         )[0]
         if contrastive_weight:
-            extra = losses.projected_modality_contrastive_loss(sub(state, "contrastive"), mu, visible, temperature=0.07)
+            extra = contrastive.projected_modality_contrastive_loss(
+                sub(state, "contrastive"), mu, visible, temperature=0.07
+            )
             aux = aux + contrastive_weight * extra
         if doubt is not None and targets is not None:
             real = {name: mask for name, mask in zip(inputs, steps, strict=True) if mask is not None}
