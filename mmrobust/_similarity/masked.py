@@ -43,10 +43,14 @@ class Positives(NamedTuple):
         return query.unsqueeze(1) == key if query.dim() == 1 else query @ key.mT > 0
 
     def whole(self, rows: int, keys: int, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return all positives, and all pairs that do not count."""
+        """Return all positives that count, and pairs that do not count; no row is its own positive."""
         i, j = slice(0, rows), slice(0, keys)
         positive = self.tile(i, j)
-        return positive, _left_out((rows, keys), i, j, options, positive.device)
+        left_out = _left_out((rows, keys), i, j, options, positive.device)
+        positive = positive.clone() if left_out is None and self.mask is not None else positive
+        positive = positive if left_out is None else positive & ~left_out
+        positive.diagonal().fill_(False)
+        return positive, left_out
 
 
 def masked_rows(
@@ -169,7 +173,6 @@ def _backward(
     among = torch.where(count == 0, -NO_KEY, among)
     with no_autocast(u):
         x, y = tiles.queries(u, half, temperature), tiles.keys(v, key_half, temperature)
-        values = tiles.keys(u, half, temperature)
         out, key_out = torch.zeros_like(x), torch.zeros_like(y)
         buffer = tiles.Buffer(x)
         for i, j in tiles.ranges(len(x), len(y), 1, x.device):
@@ -178,7 +181,7 @@ def _backward(
             extra = (scores - among[i, None]).exp_().mul_(share[i, None]) if inside else share[i, None]
             weight += torch.where(positive, extra, 0.0)
             out[i] += weight @ y[j]
-            key_out[j] += weight.mT @ values[i]
+            key_out[j] += weight.mT @ x[i]
         return tiles.gradients(u, half, v, out, key_out, temperature)
 
 

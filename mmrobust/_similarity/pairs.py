@@ -154,9 +154,8 @@ def _backward(
             return Kernels(impl, queries, keys, temperature, skip).gradients(rows, columns, mode, for_keys)
         half, fast = queries.half, tiles.is_fast(temperature, least)
         x, y = tiles.queries(u, half, temperature), tiles.keys(keys.u, keys.half, temperature)
-        values = y if mode == "self" else tiles.keys(u, half, temperature)
-        out, key_out = tiles.weighted_sums(x, y, values, rows, columns, mode, skip, fast, for_keys)
-        del x, y, values
+        out, key_out = tiles.weighted_sums(x, y, rows, columns, mode, skip, fast, for_keys)
+        del x, y
         du, dv, dt = tiles.gradients(u, half, keys.u, out, key_out, temperature)
         # Of rows against themselves both gradients are in du, and every energy is counted twice.
         return du, dv, dt / 2 if mode == "self" else dt

@@ -182,7 +182,7 @@ class _Logsumexp(torch.autograd.Function):
         fast, side = tiles.is_fast(temperature, least), tiles.Side(grad, rows, None)
         arriving = None
         with torch.no_grad(), no_autocast(u):
-            x, values = tiles.queries(u, half, temperature), tiles.keys(u, half, temperature)
+            x = tiles.queries(u, half, temperature)
             out = torch.zeros_like(x)
             for step, (y, *valid) in ring.visits(
                 tiles.keys(v, key_half, temperature), *ring.valid(key_valid, key_half)
@@ -190,12 +190,12 @@ class _Logsumexp(torch.autograd.Function):
                 none = torch.zeros_like(y[:, 0])
                 columns = tiles.Side(none, none, valid[0] if valid else None)
                 skip = 0 if skip_own and step == 0 else None
-                more, key_out = tiles.weighted_sums(x, y, values, side, columns, "rows", skip, fast, ring.keys_differ)
+                more, key_out = tiles.weighted_sums(x, y, side, columns, "rows", skip, fast, ring.keys_differ)
                 out += more
                 if ring.keys_differ:
                     arriving = _pass_on(ring, step, arriving, key_out)
                 del y, more, key_out
-            key_out = values.new_zeros(v.shape[0], values.shape[1]) if arriving is None else arriving.wait()[0]
+            key_out = x.new_zeros(v.shape[0], x.shape[1]) if arriving is None else arriving.wait()[0]
             du, dv, dt = tiles.gradients(u, half, v, out, key_out, temperature)
         du, dv, dt = (once(x, grad, u, v, temperature) for x in (du, dv, dt))
         return du, None, dv, None, dt, None, None, None

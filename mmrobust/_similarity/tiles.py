@@ -170,7 +170,6 @@ class Side(NamedTuple):
 def weighted_sums(
     x: Tensor,
     y: Tensor,
-    values: Tensor,
     rows: Side,
     columns: Side,
     mode: str,
@@ -178,7 +177,7 @@ def weighted_sums(
     fast: bool,
     for_keys: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``G @ y (..., A, D + 2)`` and, ``for_keys``, ``G.mT @ values (..., K, D + 2)``; never for "self".
+    """Return ``G @ y (..., A, D + 2)`` and, ``for_keys``, ``G.mT @ x (..., K, D + 2)``; never for "self".
 
     ``G_ij = rows.weight_i exp(s_ij - rows.lse_i) + columns.weight_j exp(s_ij - columns.lse_j)``; for "rows" the second
     term is left out and of ``columns`` only ``valid`` is read.
@@ -195,7 +194,7 @@ def weighted_sums(
             beyond = max(i.stop - j.start, 0)
             row_out[..., j.start + beyond : j.stop, :] += weights[..., beyond:].mT @ y[..., i, :]
         if for_keys:
-            key_out[..., j, :] += weights.mT @ values[..., i, :]
+            key_out[..., j, :] += weights.mT @ x[..., i, :]
     return row_out, key_out
 
 
@@ -205,13 +204,15 @@ def gradients(
     """Turn the sums of :func:`weighted_sums` into the gradients of u, v and the temperature.
 
     Both n are functions of u and v: the gradient of u is ``sum_j G_ij (v_j - u_i) / t``, which stays exact when all
-    vectors are close to each other. The columns behind the features hold ``sum_j G_ij`` and ``-sum_j G_ij n_j / t``.
+    vectors are close to each other. The columns behind the features hold ``sum_j G_ij`` and ``-sum_j G_ij n_j / t`` in
+    ``out``, where keys are summed, and ``-sum_i G_ij n_i / t`` and ``sum_i G_ij`` in ``key_out``, whose features are
+    divided by t already.
     """
     energy = (u * out[..., :-2]).sum() - (half * out[..., -2]).sum() + temperature * out[..., -1].sum()
     du = torch.addcmul(out[..., :-2], out[..., -2:-1], u, value=-1).div_(temperature)
     if key_out.shape[-2] != v.shape[-2]:
         return du, u.new_empty(0), -energy / temperature.square()
-    dv = torch.addcmul(key_out[..., :-2], key_out[..., -2:-1], v, value=-1).div_(temperature)
+    dv = torch.addcmul(key_out[..., :-2], key_out[..., -1:] / temperature, v, value=-1)
     return du, dv, -energy / temperature.square()
 
 

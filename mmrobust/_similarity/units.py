@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._precision import widen
@@ -53,8 +54,8 @@ def mean_direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum ``(D,)`` of the unit vectors of ``x (..., B, D)`` and how many have a direction, in float64."""
     total, count = x.new_zeros(x.shape[-1], dtype=wide_dtype(x)), x.new_zeros((), dtype=wide_dtype(x))
     for rows in _chunks(x):
-        unit, inverse = normalise(rows)
-        total, count = total + unit.sum(0), count + (inverse != 0).sum()
+        unit, norm = normalise(rows)
+        total, count = total + unit.sum(0), count + (norm != torch.inf).sum()
     return total, count
 
 
@@ -71,22 +72,17 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit vectors and inverse norms ``(..., B, 1)`` in float64; both are 0 where there is no direction."""
+    """Return unit vectors, zero where there is no direction, and norms ``(..., B, 1)``, Inf there; in float64."""
     x = x.to(wide_dtype(x))
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = norm.reciprocal().masked_fill_(norm < NO_DIRECTION, 0.0)  # NaN passes, to reach the loss
-    return x * inverse, inverse
+    norm = F.threshold(norm, NO_DIRECTION, torch.inf)  # NaN passes, to reach the loss
+    return x / norm, norm
 
 
-def half_squares(u: Tensor, inverse: Tensor) -> Tensor:
-    """Return n ``(..., B)`` of centred units u, given the inverse norms."""
-    return (inverse == 0).squeeze(-1).to(u.dtype).add_(u.square().sum(-1)).div_(2)
-
-
-def tangent(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+def tangent(grad: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
     """Turn the gradient of unit vectors into that of the vectors."""
     along = (unit * grad).sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit, along, value=-1).mul_(inverse.to(grad.dtype))
+    return torch.addcmul(grad, unit, along, value=-1).div_(norm.to(grad.dtype))
 
 
 class _CentredUnits(torch.autograd.Function):
@@ -94,28 +90,28 @@ class _CentredUnits(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, centre: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype, parts, shape = widen(x).dtype, _chunks(x), x.shape
         if len(parts) == 1:
-            unit, inverse = normalise(parts[0])
+            unit, norm = normalise(parts[0])
             centre = unit.mean(0) if centre is None else centre
             u = (unit - centre).to(dtype)
         else:
             if centre is None:
                 total, count = mean_direction(x)
                 centre = total / count.clamp(min=1)
-            u, inverses = x.new_empty(shape[:-1].numel(), shape[-1], dtype=dtype), []
+            u, norms = x.new_empty(shape[:-1].numel(), shape[-1], dtype=dtype), []
             for rows, into in zip(parts, torch.split(u, _ROWS), strict=True):
                 unit, one = normalise(rows)
                 into.copy_(unit - centre)
-                inverses.append(one)
-            inverse = torch.cat(inverses)
-        ctx.save_for_backward(u, inverse, centre.to(dtype))
+                norms.append(one)
+            norm = torch.cat(norms)
+        ctx.save_for_backward(u, norm, centre.to(dtype))
         ctx.dtype = x.dtype
-        lost = (inverse == 0).to(dtype).div_(2).view(shape[:-1])
+        lost = (norm == torch.inf).to(dtype).div_(2).view(shape[:-1])
         ctx.mark_non_differentiable(lost)
         return u.view(shape), lost
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        u, inverse, centre = ctx.saved_tensors
+        u, norm, centre = ctx.saved_tensors
         with torch.no_grad():
-            dx = tangent(grad.reshape(u.shape), u + centre, inverse).to(ctx.dtype).view(grad.shape)
+            dx = tangent(grad.reshape(u.shape), u + centre, norm).to(ctx.dtype).view(grad.shape)
         return once(dx, grad), None  # what comes from an operator of this package depends on x by itself

@@ -110,6 +110,17 @@ def test_the_samples_are_of_every_kind() -> None:
     assert any(isinstance(args[0], Tensor) and args[0].dim() == 3 for _, args in made)
 
 
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("wanted", [False, True])
+def test_gradients_of_keys_are_computed_where_they_are_wanted(wanted: bool) -> None:
+    """The keys of a memory bank want none, which saves a product of all pairs."""
+    x, bank = normal(7, D).requires_grad_(), normal(5, D, seed=1).requires_grad_(wanted)
+    with Calls() as calls:
+        info_nce_loss(x, x.roll(1, 1), negatives=bank).backward()
+    shapes = {tuple(args[2].shape): args[-1] for name, args in calls.made if name == "pair_logsumexp_backward"}
+    assert shapes == {(7, D): True, (5, D): wanted}
+
+
 @pytest.fixture
 def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -27,6 +28,8 @@ from ._shared import (
     check_weight,
     gather_units,
     reduce_rows,
+    row_weights,
+    split_units,
     units_of,
 )
 
@@ -68,19 +71,29 @@ class Pairs(NamedTuple):
     valid: Tensor | None
     extra_valid: Tensor | None
     temperature: Temperature
+    reduction: Reduction
     gather: Gather
     impl: str
 
-    @property
-    def is_small(self) -> bool:
-        """Return whether one matrix of all pairs is possible, and the quicker way."""
-        alone = not self.gather and self.impl == "torch" and len(self.parts) == 2
-        return alone and is_small(2 * self.size, 2 * self.size)
+    def is_small(self, rows: int) -> bool:
+        """Return whether one matrix of all pairs of so many rows is possible, and the quicker way."""
+        alone = not self.gather and self.impl == "torch" and len(self.parts) == 2 and self.reduction != "none"
+        return alone and is_small(rows, rows)
+
+    def weights(self, shape: tuple[int, ...], options: Options) -> tuple[Tensor, Tensor]:
+        """Return the weights ``(..., B)`` of losses in their mean or sum, and how many count."""
+        value, rows = self.temperature.value, math.prod(shape)
+        if self.valid is None and options.weight is None:
+            each = 1 / max(rows, 1) if self.reduction == "mean" else 1.0
+            return value.new_full(shape, each), torch.full((), rows, device=value.device)
+        counted = torch.ones(shape, dtype=torch.bool, device=value.device)
+        counted = counted if self.valid is None else counted & self.valid
+        return row_weights(counted, options.weight, self.reduction, value.dtype)
 
     def units(self) -> tuple[Units, Units | None]:
         """Return the units of both sets and of negatives, around a common centre."""
         units = units_of(self.where, torch.cat(self.parts), self.gather)
-        return (units, None) if len(self.parts) == 2 else units.split(2 * self.size)
+        return (units, None) if len(self.parts) == 2 else split_units(units, 2 * self.size, self.parts[2])
 
     def with_negatives(self, rows: Tensor, queries: Units, extra: Units | None) -> Tensor:
         """Add extra negatives to the logsumexp of queries."""
@@ -139,6 +152,7 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
         valid,
         extra_valid,
         as_temperature(where, options.temperature, x),
+        options.reduction,
         options.gather,
         resolve(where, options.impl, x),
     )

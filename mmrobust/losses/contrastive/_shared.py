@@ -77,6 +77,12 @@ def units_of(where: str, x: Tensor, gather: Gather) -> Units:
     return centred_units(x, total / count.clamp(min=1))
 
 
+def split_units(units: Units, rows: int, extra: Tensor) -> tuple[Units, Units]:
+    """Return the first rows and the others, which are those of ``extra`` and want a gradient only if it does."""
+    first, rest = units.split(rows)
+    return first, rest if extra.requires_grad else Units(rest.u.detach(), rest.lost)
+
+
 def gather_units(units: Units, valid: Tensor | None) -> tuple[Units, Tensor, int]:
     """Return the units of all ranks, which of them are real, and where the own ones start."""
     valid = torch.ones_like(units.lost) if valid is None else valid.to(units.lost.dtype)
@@ -86,27 +92,30 @@ def gather_units(units: Units, valid: Tensor | None) -> tuple[Units, Tensor, int
     return Units(u, lost.detach().squeeze(1)), real.detach().squeeze(1) > 0, rows.offset
 
 
+def row_weights(
+    counted: Tensor, weight: Tensor | None, reduction: Reduction, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the weights ``(..., B)`` of rows in their mean or sum, and how many are counted."""
+    anchors = counted.sum()
+    share = counted.to(dtype) if weight is None else torch.where(counted, weight.to(dtype), 0.0)
+    if reduction == "mean":
+        amount = anchors.clamp(min=1) if weight is None else share.sum()
+        share = share / (amount if weight is None else torch.where(amount > 0, amount, 1.0))
+    return share, anchors
+
+
 def reduce_rows(
     rows: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction, gather: Gather
 ) -> ContrastiveOutput:
     """Reduce the losses ``(..., B)`` of rows that are 0 where ``counted`` is False; a mean of nothing is 0."""
-    anchors = counted.sum()
-    if gather:
-        anchors = distributed.global_sum(anchors)
-    amount = anchors
-    if weight is not None:
-        share = torch.where(counted, weight.to(rows.dtype), 0.0)
-        rows, amount = rows * share, share.sum()
-    if reduction == "none":
-        return ContrastiveOutput(rows, anchors)
-    if reduction == "sum":
-        return ContrastiveOutput(rows.sum(), anchors)
-    if gather:
-        return ContrastiveOutput(
-            distributed.global_mean(rows.sum(), counted.sum() if weight is None else amount), anchors
-        )
-    amount = anchors.clamp(min=1) if weight is None else torch.where(amount > 0, amount, 1.0)
-    return ContrastiveOutput(rows.sum() / amount, anchors)
+    over_ranks = bool(gather) and reduction == "mean"
+    share, anchors = row_weights(counted, weight, "sum" if over_ranks else reduction, rows.dtype)
+    rows = rows if reduction == "none" and weight is None else rows * share
+    if over_ranks:
+        loss = distributed.global_mean(rows.sum(), anchors if weight is None else share.sum())
+    else:
+        loss = rows if reduction == "none" else rows.sum()
+    return ContrastiveOutput(loss, distributed.global_sum(anchors) if gather else anchors)
 
 
 def check_weight(where: str, weight: Tensor | None, batch: int) -> None:

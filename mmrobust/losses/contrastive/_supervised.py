@@ -8,15 +8,25 @@ import torch
 from torch import Tensor
 
 from ... import distributed
-from ..._checks import as_mask, check_floating, check_integers, check_shape, check_tensor
 from ..._similarity.dense import dense_rows, is_small
 from ..._similarity.masked import Options, Positives, masked_rows
 from ..._similarity.pairs import row_logsumexp, self_logsumexp
 from ..._similarity.positives import class_energy
 from ..._similarity.ring import ring_class_energy, ring_logsumexp
 from ..._similarity.units import Units
-from ...masking import zero_missing
-from ._shared import Gather, Impl, Reduction, Temperature, gather_units, units_of
+from ._batch import Batch, Masks
+from ._shared import (
+    ContrastiveOutput,
+    Gather,
+    Impl,
+    Reduction,
+    Temperature,
+    gather_units,
+    reduce_rows,
+    row_weights,
+    split_units,
+    units_of,
+)
 
 Aggregation = Literal["out", "in"]
 WithoutPositives = Literal["skip", "zero"]
@@ -42,26 +52,14 @@ class SupConOptions(TypedDict, total=False):
     validate: bool
 
 
-class Batch(NamedTuple):
-    """Rows ``x (B, D)``, what is absent zero, their labels ``(B,)`` or ``(B, C)``, and who is real ``(B,)``."""
-
-    x: Tensor
-    labels: Tensor | None
-    valid: Tensor | None
-
-
-class Masks(NamedTuple):
-    """Pairs ``(B, K)`` that are positive, or that do not exist."""
-
-    positives: Tensor | None
-    excluded: Tensor | None
-
-
 class Rule(NamedTuple):
     """How rows are compared."""
 
     temperature: Temperature
     aggregation: Aggregation
+    without_positives: WithoutPositives
+    weight: Tensor | None
+    reduction: Reduction
     gather: Gather
     impl: str
 
@@ -73,23 +71,42 @@ class Keys(NamedTuple):
     labels: Tensor | None
     valid: Tensor | None
 
-    def split(self, rows: int) -> tuple[Keys, Keys]:
-        """Return the first ``rows`` and the others."""
-        first, rest = self.units.split(rows)
+    def split(self, rows: int, extra: Batch) -> tuple[Keys, Keys]:
+        """Return the first ``rows`` and the others, those of ``extra``."""
+        first, rest = split_units(self.units, rows, extra.x)
         labels = (None, None) if self.labels is None else (self.labels[:rows], self.labels[rows:])
         valid = (None, None) if self.valid is None else (self.valid[:rows], self.valid[rows:])
         return Keys(first, labels[0], valid[0]), Keys(rest, labels[1], valid[1])
 
 
-def row_losses(batch: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Return the loss of every row, 0 without positives, and how many positives it has."""
+def compare(batch: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> ContrastiveOutput:
+    """Return the loss of a batch, and of how many rows."""
     size, every = batch.x.shape[0], batch if extra is None else _joined(batch, extra)
-    if not rule.gather and rule.impl == "torch" and is_small(size, every.x.shape[0]):
-        options = Options(every.valid, masks.excluded, 0, rule.aggregation == "in")
-        positive, left_out = _positives(batch.labels, every.labels, masks).whole(size, every.x.shape[0], options)
-        return dense_rows(every.x, size, rule.temperature.value, positive, left_out, options.inside)
+    if rule.gather or rule.impl != "torch" or rule.reduction == "none" or not is_small(size, every.x.shape[0]):
+        rows, count = _row_losses(batch, every, extra, masks, rule)
+        counted = _counted(count, batch.valid, rule)
+        rows = rows if batch.valid is None else torch.where(batch.valid, rows, 0.0)
+        return reduce_rows(rows, counted, rule.weight, rule.reduction, rule.gather)
+    inside, value = rule.aggregation == "in", rule.temperature.value
+    options = Options(every.valid, masks.excluded, None, inside)
+    positive, left_out = _positives(batch.labels, every.labels, masks).whole(size, every.x.shape[0], options)
+    count = positive.sum(1, dtype=value.dtype)
+    weight, anchors = row_weights(_counted(count, batch.valid, rule), rule.weight, rule.reduction, value.dtype)
+    if rule.without_positives == "zero":
+        weight = torch.where(count > 0, weight, 0.0)
+    return ContrastiveOutput(dense_rows(every.x, value, positive, count, weight, left_out, inside), anchors)
+
+
+def _counted(count: Tensor, valid: Tensor | None, rule: Rule) -> Tensor:
+    """Return the rows the loss is the mean of."""
+    counted = count > 0 if rule.without_positives == "skip" else torch.ones_like(count, dtype=torch.bool)
+    return counted if valid is None else counted & valid
+
+
+def _row_losses(batch: Batch, every: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return the loss of every row, 0 without positives, and how many positives it has."""
     keys = Keys(units_of("sup_con_loss", every.x, rule.gather), every.labels, every.valid)
-    own, further = (keys, None) if extra is None else keys.split(size)
+    own, further = (keys, None) if extra is None else keys.split(batch.x.shape[0], extra)
     one_label = batch.labels is not None and batch.labels.dim() == 1
     by_class = one_label and masks.excluded is None and rule.aggregation == "out"
     if rule.gather == "ring":
@@ -197,72 +214,3 @@ def _gathered(own: Keys) -> tuple[Keys, int]:
     units, valid, offset = gather_units(own.units, own.valid)
     labels = None if own.labels is None else distributed.gather_rows(own.labels, "labels").rows
     return Keys(units, labels, valid), offset
-
-
-def check_together(where: str, positives: Tensor | None, ignore_index: int | None, **extra: Tensor | None) -> None:
-    """Raise where an argument would be left unread: ``extra`` are keys and what describes them."""
-    if positives is not None and ignore_index is not None:
-        raise ValueError(f"{where}: expected no ignore_index with positives, got {ignore_index}")
-    if extra["keys"] is None and any(x is not None for x in extra.values()):
-        raise ValueError(f"{where}: expected keys with key_labels and key_present, got none")
-
-
-def checked_rows(
-    where: str, x: Tensor, labels: Tensor | None, present: Tensor | None, ignore_index: int | None, prefix: str
-) -> Batch:
-    """Return rows, labels and who is real; ``prefix`` is ``"key_"`` for extra keys."""
-    name, size = ("keys", "K") if prefix else ("features", "B")
-    check_floating(where, name, x)
-    check_shape(where, name, x, **{size: None, "D": None})
-    valid = as_mask(where, f"{prefix}present", present, **{size: x.shape[0]})
-    if labels is not None:
-        labels = _checked_labels(where, f"{prefix}labels", labels, ignore_index, **{size: x.shape[0]})
-        if ignore_index is not None:
-            known = labels != ignore_index
-            valid = known if valid is None else valid & known
-    return Batch(zero_missing(x, valid), labels, valid)
-
-
-def _checked_labels(where: str, name: str, labels: Tensor, ignore_index: int | None, **rows: int) -> Tensor:
-    """Return labels as int64, or several per row as float32: how many two rows share is a matrix product."""
-    check_tensor(where, name, labels)
-    if labels.dim() != 2:
-        check_shape(where, name, labels, **rows)
-        check_integers(where, name, labels)
-        return labels.long()
-    if labels.shape[1] == 1 and labels.dtype != torch.bool:
-        raise ValueError(
-            f"{where}: expected {name} of shape ({', '.join(rows)},) or several per row, got {tuple(labels.shape)}"
-        )
-    if ignore_index is not None:
-        raise ValueError(f"{where}: expected no ignore_index with several {name} per row, got {ignore_index}")
-    several = as_mask(where, name, labels, **rows, C=None)
-    assert several is not None
-    return several.to(torch.float32)
-
-
-def checked_masks(
-    where: str, batch: Batch, extra: Batch | None, positives: Tensor | None, excluded: Tensor | None, gather: Gather
-) -> Masks:
-    """Return masks of pairs whose shapes fit rows and keys; raise where options exclude each other."""
-    size = batch.x.shape[0]
-    keys = size + (0 if extra is None else extra.x.shape[0])
-    if (batch.labels is None) == (positives is None):
-        raise ValueError(f"{where}: expected either labels or positives, got {'none' if positives is None else 'both'}")
-    if extra is not None:
-        check_shape(where, "keys", extra.x, K=None, D=batch.x.shape[1])
-        if batch.labels is None and extra.labels is not None:
-            raise ValueError(f"{where}: expected no key_labels with positives, got both")
-        if batch.labels is not None and (extra.labels is None or extra.labels.dim() != batch.labels.dim()):
-            found = "none" if extra.labels is None else f"{tuple(extra.labels.shape)} with {tuple(batch.labels.shape)}"
-            raise ValueError(f"{where}: expected key_labels in the form of labels, of every row of keys, got {found}")
-        if batch.labels is not None and batch.labels.dim() == 2:
-            check_shape(where, "key_labels", extra.labels, K=None, C=batch.labels.shape[1])  # type: ignore[arg-type]
-    if gather and not (positives is None and excluded is None):
-        raise ValueError(
-            f"{where}: expected neither positives nor excluded, which know of one rank's keys, with gather, "
-            f"got gather={gather!r}"
-        )
-    return Masks(
-        as_mask(where, "positives", positives, B=size, K=keys), as_mask(where, "excluded", excluded, B=size, K=keys)
-    )

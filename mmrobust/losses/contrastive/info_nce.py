@@ -94,17 +94,23 @@ def info_nce_loss(
     options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
     pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options)
     with no_autocast(query):
-        output = pairs.reduce(_info_nce(pairs, symmetric), options)
+        if pairs.is_small(pairs.size):
+            output = _small(pairs, symmetric, options)
+        else:
+            output = pairs.reduce(_row_losses(pairs, symmetric), options)
     return output if return_anchors else output.loss
 
 
-def _info_nce(pairs: Pairs, symmetric: bool) -> Tensor:
+def _small(pairs: Pairs, symmetric: bool, options: Options) -> ContrastiveOutput:
+    """Return the loss of a batch whose pairs fit into one matrix."""
+    weight, anchors = pairs.weights((pairs.size,), options)
+    sets, value = torch.stack(pairs.parts), pairs.temperature.value
+    return ContrastiveOutput(dense_pairs(sets, 0, 1, value, pairs.valid, weight, symmetric), anchors)
+
+
+def _row_losses(pairs: Pairs, symmetric: bool) -> Tensor:
     """Return the loss of every pair ``(B,)``."""
     value = pairs.temperature.value
-    if pairs.is_small:
-        valid = None if pairs.valid is None else pairs.valid.unsqueeze(0)
-        sets = torch.stack(pairs.parts)
-        return dense_pairs(sets, slice(0, 1), slice(1, 2), value, valid, symmetric).squeeze(0)
     both, extra = pairs.units()
     queries, keys = both.split(pairs.size)
     rows, columns = _over_pairs(pairs, queries, keys, symmetric)

@@ -58,18 +58,25 @@ def modality_contrastive_loss(
         return widen(x[:, :0]).sum()  # a zero that is attached to the graph and reads nothing
     with no_autocast(x):
         valid = None if keep is None else (keep[:, first] & keep[:, second]).T
-        losses = _losses(zero_missing(x, keep).transpose(0, 1), first, second, chosen, valid)
-        if valid is None:
-            return losses.sum() / max(losses.numel(), 1)
-        losses = torch.where(valid, losses, 0.0).sum(1) / valid.sum(1).clamp(min=1)  # 0 for a pair without rows
-        return losses.sum() / valid.any(1).sum().clamp(min=1)
+        weight = _weights(valid, first.shape[0], x.shape[0], chosen.value)
+        x = zero_missing(x, keep).transpose(0, 1)
+        if is_small(x.shape[1], x.shape[1], batch=first.shape[0]):
+            return dense_pairs(x, first, second, chosen.value, valid, weight, symmetric=True)
+        losses = _row_losses(x, first, second, chosen, valid)
+        return ((losses if valid is None else torch.where(valid, losses, 0.0)) * weight).sum()
 
 
-def _losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperature, valid: Tensor | None) -> Tensor:
+def _weights(valid: Tensor | None, pairs: int, batch: int, like: Tensor) -> Tensor:
+    """Return the weight ``(P, B)`` of each row in a mean over its pair, and of pairs that have a row."""
+    if valid is None:
+        return like.new_full((pairs, batch), 1 / max(pairs * batch, 1))
+    share = valid.to(like.dtype) / valid.sum(1, keepdim=True).clamp(min=1)
+    return share / valid.any(1).sum().clamp(min=1)
+
+
+def _row_losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperature, valid: Tensor | None) -> Tensor:
     """Return the losses ``(P, B)`` between the sets ``first (P,)`` and ``second (P,)`` of ``x (M, B, D)``."""
     value, least = temperature
-    if is_small(x.shape[1], x.shape[1], batch=first.shape[0]):
-        return dense_pairs(x, first, second, value, valid, symmetric=True)
     units = centred_units(x)
     queries, keys = (Units(units.u[side], units.lost[side]) for side in (first, second))
     rows, columns = both_logsumexp(queries, keys, value, query_valid=valid, key_valid=valid, least=least)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..._precision import no_autocast
-from ..._similarity import masked
 from ..._similarity.dense import dense_rows
 from ..._similarity.pairs import self_logsumexp
 from ..._similarity.positives import partner_energy
@@ -80,19 +79,26 @@ def nt_xent_loss(
     options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
     pairs = checked_pairs("nt_xent_loss", ("z1", z1), ("z2", z2), options)
     with no_autocast(z1):
-        output = pairs.reduce(_nt_xent(pairs).view(2, -1), options)
+        output = (
+            _small(pairs, options)
+            if pairs.is_small(2 * pairs.size)
+            else pairs.reduce(_row_losses(pairs).view(2, -1), options)
+        )
     return output if return_anchors else output.loss
 
 
-def _nt_xent(pairs: Pairs) -> Tensor:
+def _small(pairs: Pairs, options: Options) -> ContrastiveOutput:
+    """Return the loss of a batch whose pairs fit into one matrix."""
+    weight, anchors = pairs.weights((2, pairs.size), options)
+    left_out = None if pairs.valid is None else (~pairs.valid).repeat(2).expand(2 * pairs.size, -1)
+    x, value = torch.cat(pairs.parts), pairs.temperature.value
+    return ContrastiveOutput(dense_rows(x, value, None, None, weight.flatten(), left_out), anchors)
+
+
+def _row_losses(pairs: Pairs) -> Tensor:
     """Return the loss of every row of both views ``(2B,)``."""
     value, least = pairs.temperature
     valid = None if pairs.valid is None else pairs.valid.repeat(2)
-    if pairs.is_small:
-        sample, size = torch.arange(pairs.size, device=value.device).repeat(2), 2 * pairs.size
-        options = masked.Options(valid, None, 0, False)
-        positive, left_out = masked.Positives(sample, sample).whole(size, size, options)
-        return dense_rows(torch.cat(pairs.parts), size, value, positive, left_out)[0]
     both, extra = pairs.units()
     if pairs.gather:
         rows = pairs.over_ranks(both, both, valid, own_pair=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from ..._checks import check_option
 from ..._precision import no_autocast
 from ..._similarity.implementation import resolve
+from ._batch import check_together, checked_masks, checked_rows
 from ._shared import (
     ContrastiveOutput,
     Gather,
@@ -22,18 +22,8 @@ from ._shared import (
     check_finite,
     check_positive,
     check_weight,
-    reduce_rows,
 )
-from ._supervised import (
-    Aggregation,
-    Rule,
-    SupConOptions,
-    WithoutPositives,
-    check_together,
-    checked_masks,
-    checked_rows,
-    row_losses,
-)
+from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, compare
 
 
 @overload
@@ -141,13 +131,9 @@ def sup_con_loss(
         check_finite(where, "keys", None if extra is None else extra.x)
         check_positive(where, temperature)
     with no_autocast(features):
-        rule = Rule(as_temperature(where, temperature, features), aggregation, gather, resolve(where, impl, features))
-        rows, count = row_losses(batch, extra, masks, rule)
-        counted = count > 0 if without_positives == "skip" else torch.ones_like(count, dtype=torch.bool)
-        if batch.valid is not None:
-            counted = counted & batch.valid
-            rows = torch.where(batch.valid, rows, 0.0)
-        output = reduce_rows(rows, counted, weight, reduction, gather)
+        chosen, resolved = as_temperature(where, temperature, features), resolve(where, impl, features)
+        rule = Rule(chosen, aggregation, without_positives, weight, reduction, gather, resolved)
+        output = compare(batch, extra, masks, rule)
     return output if return_anchors else output.loss
 
 

@@ -1,0 +1,96 @@
+"""The rows, labels and masks of the supervised contrastive loss, checked at its door."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._checks import as_mask, check_floating, check_integers, check_shape, check_tensor
+from ...masking import zero_missing
+from ._shared import Gather
+
+
+class Batch(NamedTuple):
+    """Rows ``x (B, D)``, what is absent zero, their labels ``(B,)`` or ``(B, C)``, and who is real ``(B,)``."""
+
+    x: Tensor
+    labels: Tensor | None
+    valid: Tensor | None
+
+
+class Masks(NamedTuple):
+    """Pairs ``(B, K)`` that are positive, or that do not exist."""
+
+    positives: Tensor | None
+    excluded: Tensor | None
+
+
+def check_together(where: str, positives: Tensor | None, ignore_index: int | None, **extra: Tensor | None) -> None:
+    """Raise where an argument would be left unread: ``extra`` are keys and what describes them."""
+    if positives is not None and ignore_index is not None:
+        raise ValueError(f"{where}: expected no ignore_index with positives, got {ignore_index}")
+    if extra["keys"] is None and any(x is not None for x in extra.values()):
+        raise ValueError(f"{where}: expected keys with key_labels and key_present, got none")
+
+
+def checked_rows(
+    where: str, x: Tensor, labels: Tensor | None, present: Tensor | None, ignore_index: int | None, prefix: str
+) -> Batch:
+    """Return rows, labels and who is real; ``prefix`` is ``"key_"`` for extra keys."""
+    name, size = ("keys", "K") if prefix else ("features", "B")
+    check_floating(where, name, x)
+    check_shape(where, name, x, **{size: None, "D": None})
+    valid = as_mask(where, f"{prefix}present", present, **{size: x.shape[0]})
+    if labels is not None:
+        labels = _checked_labels(where, f"{prefix}labels", labels, ignore_index, **{size: x.shape[0]})
+        if ignore_index is not None:
+            known = labels != ignore_index
+            valid = known if valid is None else valid & known
+    return Batch(zero_missing(x, valid), labels, valid)
+
+
+def _checked_labels(where: str, name: str, labels: Tensor, ignore_index: int | None, **rows: int) -> Tensor:
+    """Return labels as int64, or several per row as float32: how many two rows share is a matrix product."""
+    check_tensor(where, name, labels)
+    if labels.dim() != 2:
+        check_shape(where, name, labels, **rows)
+        check_integers(where, name, labels)
+        return labels.long()
+    if labels.shape[1] == 1 and labels.dtype != torch.bool:
+        raise ValueError(
+            f"{where}: expected {name} of shape ({', '.join(rows)},) or several per row, got {tuple(labels.shape)}"
+        )
+    if ignore_index is not None:
+        raise ValueError(f"{where}: expected no ignore_index with several {name} per row, got {ignore_index}")
+    several = as_mask(where, name, labels, **rows, C=None)
+    assert several is not None
+    return several.to(torch.float32)
+
+
+def checked_masks(
+    where: str, batch: Batch, extra: Batch | None, positives: Tensor | None, excluded: Tensor | None, gather: Gather
+) -> Masks:
+    """Return masks of pairs whose shapes fit rows and keys; raise where options exclude each other."""
+    size = batch.x.shape[0]
+    keys = size + (0 if extra is None else extra.x.shape[0])
+    if (batch.labels is None) == (positives is None):
+        raise ValueError(f"{where}: expected either labels or positives, got {'none' if positives is None else 'both'}")
+    if extra is not None:
+        check_shape(where, "keys", extra.x, K=None, D=batch.x.shape[1])
+        if batch.labels is None and extra.labels is not None:
+            raise ValueError(f"{where}: expected no key_labels with positives, got both")
+        if batch.labels is not None and (extra.labels is None or extra.labels.dim() != batch.labels.dim()):
+            found = "none" if extra.labels is None else f"{tuple(extra.labels.shape)} with {tuple(batch.labels.shape)}"
+            raise ValueError(f"{where}: expected key_labels in the form of labels, of every row of keys, got {found}")
+        if batch.labels is not None and batch.labels.dim() == 2:
+            check_shape(where, "key_labels", extra.labels, K=None, C=batch.labels.shape[1])  # type: ignore[arg-type]
+    if gather and not (positives is None and excluded is None):
+        raise ValueError(
+            f"{where}: expected neither positives nor excluded, which know of one rank's keys, with gather, "
+            f"got gather={gather!r}"
+        )
+    return Masks(
+        as_mask(where, "positives", positives, B=size, K=keys), as_mask(where, "excluded", excluded, B=size, K=keys)
+    )
