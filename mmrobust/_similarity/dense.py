@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from .._precision import widen
+from .implementation import is_exporting
 from .once import once
 from .tiles import NO_KEY
 from .units import normalise, tangent
 
 Side = Tensor | int
 _PAIRS = 1 << 18  # 512 rows against themselves, 1 MB
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has no is_exporting
 
 
 def is_small(rows: int, keys: int, batch: int = 1) -> bool:
     """Return whether the dense formula is the quicker one."""
-    return not _exporting() and batch * rows * keys <= _PAIRS  # a program would have the size written into it
+    return not is_exporting() and batch * rows * keys <= _PAIRS  # a program would have the size written into it
 
 
 def dense_rows(

@@ -10,6 +10,8 @@ from torch import Tensor
 from .tiles import Side
 from .units import Units
 
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has no is_exporting
+
 
 def resolve(where: str, impl: str, x: Tensor) -> str:
     """Return "torch" or "triton:DTYPE" for features ``x``; "triton" raises RuntimeError where it cannot run.

@@ -6,6 +6,7 @@ The forward pass keeps one number per row; the backward pass computes the scores
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from .._precision import no_autocast
 from . import tiles
-from .implementation import Kernels
+from .implementation import Kernels, is_exporting
 from .once import refuse
 from .units import Units
 
 NO_KEY = tiles.NO_KEY
+_KEPT = 1 << 20  # exponentials, 4 MB
 
 
 def self_logsumexp(
@@ -73,10 +75,21 @@ def _pair_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     u, lost = queries
     v, key_lost = (None, None) if keys is None else keys
-    rows, columns = torch.ops.mmrobust.pair_logsumexp(
-        u, lost, v, key_lost, temperature.to(u.dtype), query_valid, key_valid, mode, skip, least, impl
+    keep = _can_keep(u, u if v is None else v) and impl == "torch" and torch.is_grad_enabled()
+    rows, columns, _ = torch.ops.mmrobust.pair_logsumexp(
+        u, lost, v, key_lost, temperature.to(u.dtype), query_valid, key_valid, mode, skip, least, impl, keep
     )
     return rows, columns
+
+
+def _number(u: Tensor, v: Tensor) -> int:
+    return math.prod(u.shape[:-1]) * v.shape[-2]
+
+
+def _can_keep(u: Tensor, v: Tensor) -> bool:
+    """Return whether the exponentials of all pairs may wait for the backward pass, which saves it a third."""
+    # A program would have the size written into it.
+    return not is_exporting() and _number(u, v) <= _KEPT
 
 
 @torch.library.custom_op("mmrobust::pair_logsumexp", mutates_args=())
@@ -92,7 +105,8 @@ def _forward(
     skip: int | None,
     least: float,
     impl: str,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys = Units(u, lost), Units(u, lost)
     if v is None or key_lost is None:
         key_valid = query_valid
@@ -100,9 +114,16 @@ def _forward(
         keys = Units(v, key_lost)
     with no_autocast(u):
         if impl != "torch":
-            return Kernels(impl, queries, keys, temperature, skip).logsumexp(query_valid, key_valid, mode)
+            kernels = Kernels(impl, queries, keys, temperature, skip)
+            return *kernels.logsumexp(query_valid, key_valid, mode), u.new_empty(0)
         x, y = tiles.queries(u, queries.half, temperature), tiles.keys(keys.u, keys.half, temperature)
-        return tiles.logsumexp(x, y, query_valid, key_valid, mode, skip, tiles.is_fast(temperature, least))
+        kept, fast = _place(u, keys.u, keep), tiles.is_fast(temperature, least)
+        rows, columns = tiles.logsumexp(x, y, query_valid, key_valid, mode, skip, fast, kept if keep else None)
+        return rows, columns, kept
+
+
+def _place(u: Tensor, v: Tensor, keep: bool) -> Tensor:
+    return u.new_empty(_number(u, v) if keep else 0)
 
 
 @_forward.register_fake
@@ -118,9 +139,10 @@ def _(
     skip: int | None,
     least: float,
     impl: str,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     columns = torch.empty_like(key_lost) if mode == "both" and key_lost is not None else lost.new_empty(0)
-    return torch.empty_like(lost), columns
+    return torch.empty_like(lost), columns, _place(u, u if v is None else v, keep)
 
 
 @torch.library.custom_op("mmrobust::pair_logsumexp_backward", mutates_args=())
@@ -134,6 +156,7 @@ def _backward(
     key_valid: Tensor | None,
     row_lse: Tensor,
     key_lse: Tensor,
+    kept: Tensor,
     row_grad: Tensor,
     key_grad: Tensor,
     mode: str,
@@ -152,9 +175,9 @@ def _backward(
     with no_autocast(u):
         if impl != "torch":
             return Kernels(impl, queries, keys, temperature, skip).gradients(rows, columns, mode, for_keys)
-        half, fast = queries.half, tiles.is_fast(temperature, least)
+        half, fast, known = queries.half, tiles.is_fast(temperature, least), kept if kept.numel() else None
         x, y = tiles.queries(u, half, temperature), tiles.keys(keys.u, keys.half, temperature)
-        out, key_out = tiles.weighted_sums(x, y, rows, columns, mode, skip, fast, for_keys)
+        out, key_out = tiles.weighted_sums(x, y, rows, columns, mode, skip, fast, for_keys, known)
         del x, y
         du, dv, dt = tiles.gradients(u, half, keys.u, out, key_out, temperature)
         # Of rows against themselves both gradients are in du, and every energy is counted twice.
@@ -172,6 +195,7 @@ def _(
     key_valid: Tensor | None,
     row_lse: Tensor,
     key_lse: Tensor,
+    kept: Tensor,
     row_grad: Tensor,
     key_grad: Tensor,
     mode: str,
@@ -184,17 +208,21 @@ def _(
     return torch.empty_like(u), dv, torch.empty_like(temperature)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.mode, ctx.skip, ctx.least, ctx.impl = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.mode, ctx.skip, ctx.least, ctx.impl, _ = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)  # zeros for what is kept would take longer than it saves
     ctx.for_keys = inputs[2] is not None and ctx.needs_input_grad[2]
 
 
-def _differentiate(ctx: Any, row_grad: Tensor, key_grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, row_grad: Tensor | None, key_grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    *_, row_lse, key_lse, _ = ctx.saved_tensors
+    row_grad = torch.zeros_like(row_lse) if row_grad is None else row_grad
+    key_grad = torch.zeros_like(key_lse) if key_grad is None else key_grad
     du, dv, dt = torch.ops.mmrobust.pair_logsumexp_backward(
         *ctx.saved_tensors, row_grad, key_grad, ctx.mode, ctx.skip, ctx.least, ctx.impl, ctx.for_keys
     )
-    return (du, None, dv if ctx.for_keys else None, None, dt, *(None,) * 6)
+    return (du, None, dv if ctx.for_keys else None, None, dt, *(None,) * 7)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

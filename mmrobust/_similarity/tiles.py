@@ -74,6 +74,21 @@ class Buffer:
         return torch.matmul(left, right, out=self(*left.shape[:-1], right.shape[-1]))
 
 
+class Pieces(Buffer):
+    """Memory that holds all tiles, handed out one after another, in the order of :func:`ranges`."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self._flat, self._start = flat, 0
+
+    def __call__(self, *shape: int) -> Tensor:
+        start, self._start = self._start, self._start + torch.Size(shape).numel()
+        return self._flat[start : self._start].view(shape)
+
+    def close(self) -> None:
+        """Write zeros where no tile came to lie."""
+        self._flat[self._start :].zero_()
+
+
 def own(scores: Tensor, rows: slice, columns: slice, skip: int | None) -> Tensor:
     """Return a view of the scores that ``skip`` leaves out, empty when the tile has none."""
     if skip is None:
@@ -85,17 +100,30 @@ def own(scores: Tensor, rows: slice, columns: slice, skip: int | None) -> Tensor
 
 
 def logsumexp(
-    x: Tensor, y: Tensor, x_valid: Tensor | None, y_valid: Tensor | None, mode: str, skip: int | None, fast: bool
+    x: Tensor,
+    y: Tensor,
+    x_valid: Tensor | None,
+    y_valid: Tensor | None,
+    mode: str,
+    skip: int | None,
+    fast: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logsumexp of the scores of each row ``(..., A)`` and, for "both", of each key ``(..., K)``."""
+    """Return the logsumexp of the scores of each row ``(..., A)`` and, for "both", of each key ``(..., K)``.
+
+    ``fast`` leaves the exponentials of the scores in ``kept``, a vector with a place for each pair.
+    """
+    pieces = None if kept is None else Pieces(kept)
     if not fast:
+        if pieces is not None:
+            pieces.close()
         # A pass of its own for the keys costs one more product than sharing tiles; low temperatures are rare.
         other = _online(y, x, x_valid, None if skip is None else -skip) if mode == "both" else x.new_empty(0)
         return _online(x, y, y_valid, skip), other
     row_sum, key_sum = x.new_zeros(x.shape[:-1]), y.new_zeros(y.shape[:-1])
     keep_rows = None if x_valid is None or mode == "rows" else x_valid.to(x.dtype).unsqueeze(-1)
     keep_keys = None if y_valid is None else y_valid.to(y.dtype).unsqueeze(-2)
-    buffer = Buffer(x)
+    buffer = Buffer(x) if pieces is None else pieces
     for i, j in ranges(x.shape[-2], y.shape[-2], row_sum[..., :1].numel(), x.device, mode == "self"):
         scores = buffer.product(x[..., i, :], y[..., j, :].mT).exp_()
         own(scores, i, j, skip).zero_()
@@ -108,6 +136,8 @@ def logsumexp(
             # A tile on the diagonal has both halves of its square already: only what lies beyond is counted again.
             beyond = max(i.stop - j.start, 0) if mode == "self" else 0
             key_sum[..., j.start + beyond : j.stop] += scores[..., beyond:].sum(-2)
+    if pieces is not None:
+        pieces.close()
     if mode == "self":
         row_sum += key_sum
     return _log(row_sum), _log(key_sum) if mode == "both" else x.new_empty(0)
@@ -176,6 +206,7 @@ def weighted_sums(
     skip: int | None,
     fast: bool,
     for_keys: bool = True,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``G @ y (..., A, D + 2)`` and, ``for_keys``, ``G.mT @ x (..., K, D + 2)``; never for "self".
 
@@ -186,15 +217,19 @@ def weighted_sums(
     for_keys = for_keys and mode != "self"
     key_out = torch.zeros_like(y) if for_keys else y[..., :0, :]
     gradient = _FastGradient(rows, columns, mode) if fast else _SafeGradient(rows, columns, mode)
-    buffer = Buffer(x)
+    buffer, known = Buffer(x), None if kept is None else Pieces(kept)
     for i, j in ranges(x.shape[-2], y.shape[-2], rows.lse[..., :1].numel(), x.device, mode == "self"):
-        weights = gradient(buffer.product(x[..., i, :], y[..., j, :].mT), i, j, skip)
-        row_out[..., i, :] += weights @ y[..., j, :]
+        left, right = x[..., i, :], y[..., j, :]
+        if known is not None and isinstance(gradient, _FastGradient):
+            weights = gradient.weigh(known(*left.shape[:-1], right.shape[-2]), i, j)
+        else:
+            weights = gradient(buffer.product(left, right.mT), i, j, skip)
+        row_out[..., i, :] += weights @ right
         if mode == "self":
             beyond = max(i.stop - j.start, 0)
             row_out[..., j.start + beyond : j.stop, :] += weights[..., beyond:].mT @ y[..., i, :]
         if for_keys:
-            key_out[..., j, :] += weights.mT @ x[..., i, :]
+            key_out[..., j, :] += weights.mT @ left
     return row_out, key_out
 
 
@@ -230,14 +265,17 @@ class _FastGradient:
     def __call__(self, scores: Tensor, i: slice, j: slice, skip: int | None) -> Tensor:
         scores.exp_()
         own(scores, i, j, skip).zero_()
-        left = self._rows[..., i, :]
-        if self._columns is None:
-            scores.mul_(left)
-        else:
-            scores.mul_(torch.add(left, self._columns[..., j], out=self._buffer(*scores.shape)))
+        return self.weigh(scores, i, j)
+
+    def weigh(self, exponentials: Tensor, i: slice, j: slice) -> Tensor:
+        """Return G of a tile from the exponentials of its scores, which stay as they are."""
+        into, left = self._buffer(*exponentials.shape), self._rows[..., i, :]
+        if self._columns is not None:
+            left = torch.add(left, self._columns[..., j], out=into)
+        weights = torch.mul(exponentials, left, out=into)
         if self._keep_rows is not None:
-            scores.mul_(self._keep_rows[..., i, :])
-        return scores if self._keep_columns is None else scores.mul_(self._keep_columns[..., j])
+            weights.mul_(self._keep_rows[..., i, :])
+        return weights if self._keep_columns is None else weights.mul_(self._keep_columns[..., j])
 
 
 class _SafeGradient:

@@ -100,7 +100,7 @@ def test_what_is_kept_for_the_backward_pass() -> None:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    rows = 2048
+    rows = 4096
     labels = torch.arange(rows) % 10
     for loss in (
         lambda x: sup_con_loss(x, labels),

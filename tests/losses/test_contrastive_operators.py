@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrobust import InfoNCELoss, ModalityContrastiveLoss, NTXentLoss, SupConLoss
-from mmrobust._similarity import dense
+from mmrobust._similarity import dense, pairs
 from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
 
 D = 4
@@ -207,3 +207,19 @@ def test_second_derivatives_of_the_temperature_are_refused(
     (slope,) = torch.autograd.grad(value, loss.temperature.log_temperature, create_graph=True)
     with pytest.raises(RuntimeError, match="contrastive losses cannot be differentiated twice"):
         (value + slope).backward()
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Exponentials that wait for the backward pass give what computing them again gives, as often as it runs."""
+    x = normal(7, D).requires_grad_()
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs, "_KEPT", -1)
+        (want,) = torch.autograd.grad(LOSSES[name](x), x)
+    with Calls() as calls:
+        value = LOSSES[name](x)
+    assert all(args[-1] is True for op, args in calls.made if op == "pair_logsumexp")
+    for _ in range(2):
+        (grad,) = torch.autograd.grad(value, x, retain_graph=True)
+        torch.testing.assert_close(grad, want)
