@@ -7,7 +7,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from .tiles import Side
+from .gradients import Side
 from .units import Units
 
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has no is_exporting

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._precision import no_autocast
 from . import tiles
+from .gradients import gradients
 from .once import refuse
 from .tiles import NO_KEY
 from .units import Units
@@ -182,7 +183,7 @@ def _backward(
             weight += torch.where(positive, extra, 0.0)
             out[i] += weight @ y[j]
             key_out[j] += weight.mT @ x[i]
-        return tiles.gradients(u, half, v, out, key_out, temperature)
+        return gradients(u, half, v, out, key_out, temperature)
 
 
 @_backward.register_fake

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._precision import no_autocast
 from . import tiles
+from .gradients import Side, gradients, weighted_sums
 from .implementation import Kernels, is_exporting
 from .once import refuse
 from .units import Units
@@ -166,20 +167,20 @@ def _backward(
     for_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys = Units(u, lost), Units(u, lost)
-    rows = columns = tiles.Side(row_grad, row_lse, query_valid)
+    rows = columns = Side(row_grad, row_lse, query_valid)
     if v is not None and key_lost is not None:
         keys = Units(v, key_lost)
-        columns = tiles.Side(key_grad, key_lse, key_valid)
+        columns = Side(key_grad, key_lse, key_valid)
         if mode == "rows":
-            columns = tiles.Side(torch.zeros_like(key_lost), torch.zeros_like(key_lost), key_valid)
+            columns = Side(torch.zeros_like(key_lost), torch.zeros_like(key_lost), key_valid)
     with no_autocast(u):
         if impl != "torch":
             return Kernels(impl, queries, keys, temperature, skip).gradients(rows, columns, mode, for_keys)
         half, fast, known = queries.half, tiles.is_fast(temperature, least), kept if kept.numel() else None
         x, y = tiles.queries(u, half, temperature), tiles.keys(keys.u, keys.half, temperature)
-        out, key_out = tiles.weighted_sums(x, y, rows, columns, mode, skip, fast, for_keys, known)
+        out, key_out = weighted_sums(x, y, rows, columns, mode, skip, fast, for_keys, known)
         del x, y
-        du, dv, dt = tiles.gradients(u, half, keys.u, out, key_out, temperature)
+        du, dv, dt = gradients(u, half, keys.u, out, key_out, temperature)
         # Of rows against themselves both gradients are in du, and every energy is counted twice.
         return du, dv, dt / 2 if mode == "self" else dt
 

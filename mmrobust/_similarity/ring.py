@@ -18,6 +18,7 @@ from torch._compile import _disable_dynamo
 from .._precision import no_autocast
 from ..distributed import exchange_layouts, is_active
 from . import tiles
+from .gradients import Side, gradients, weighted_sums
 from .once import once
 from .pairs import row_logsumexp
 from .positives import class_energy, class_sums
@@ -179,7 +180,7 @@ class _Logsumexp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, half, v, key_half, temperature, key_valid, rows = ctx.saved_tensors
         ring, skip_own, least = ctx.options
-        fast, side = tiles.is_fast(temperature, least), tiles.Side(grad, rows, None)
+        fast, side = tiles.is_fast(temperature, least), Side(grad, rows, None)
         arriving = None
         with torch.no_grad(), no_autocast(u):
             x = tiles.queries(u, half, temperature)
@@ -188,15 +189,15 @@ class _Logsumexp(torch.autograd.Function):
                 tiles.keys(v, key_half, temperature), *ring.valid(key_valid, key_half)
             ):
                 none = torch.zeros_like(y[:, 0])
-                columns = tiles.Side(none, none, valid[0] if valid else None)
+                columns = Side(none, none, valid[0] if valid else None)
                 skip = 0 if skip_own and step == 0 else None
-                more, key_out = tiles.weighted_sums(x, y, side, columns, "rows", skip, fast, ring.keys_differ)
+                more, key_out = weighted_sums(x, y, side, columns, "rows", skip, fast, ring.keys_differ)
                 out += more
                 if ring.keys_differ:
                     arriving = _pass_on(ring, step, arriving, key_out)
                 del y, more, key_out
             key_out = x.new_zeros(v.shape[0], x.shape[1]) if arriving is None else arriving.wait()[0]
-            du, dv, dt = tiles.gradients(u, half, v, out, key_out, temperature)
+            du, dv, dt = gradients(u, half, v, out, key_out, temperature)
         du, dv, dt = (once(x, grad, u, v, temperature) for x in (du, dv, dt))
         return du, None, dv, None, dt, None, None, None
 

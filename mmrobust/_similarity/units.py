@@ -92,7 +92,7 @@ class _CentredUnits(torch.autograd.Function):
         if len(parts) == 1:
             unit, norm = normalise(parts[0])
             centre = unit.mean(0) if centre is None else centre
-            u = (unit - centre).to(dtype)
+            u = unit.sub_(centre).to(dtype)
         else:
             if centre is None:
                 total, count = mean_direction(x)
@@ -100,7 +100,7 @@ class _CentredUnits(torch.autograd.Function):
             u, norms = x.new_empty(shape[:-1].numel(), shape[-1], dtype=dtype), []
             for rows, into in zip(parts, torch.split(u, _ROWS), strict=True):
                 unit, one = normalise(rows)
-                into.copy_(unit - centre)
+                into.copy_(unit.sub_(centre))
                 norms.append(one)
             norm = torch.cat(norms)
         ctx.save_for_backward(u, norm, centre.to(dtype))
