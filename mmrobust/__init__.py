@@ -1,6 +1,7 @@
 """Model components that keep working when a modality is noisy or missing."""
 
 from . import distributed, functional
+from .asrm import ASRM, CalibratedTokens, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM
 from .attention import ProxyCrossModalAttention
 from .calibration import TemperatureScaling, fit_temperature
 from .corruption import (
@@ -58,17 +59,28 @@ from .losses import (
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .memory import MemoryBank, MemoryKeys
-from .models import AttentionFusionClassifier, FusionClassifierOutput, VariationalFusionClassifier
+from .models import (
+    AttentionFusionClassifier,
+    DualContrastiveTextClassifier,
+    FusionClassifierOutput,
+    TextClassifierOutput,
+    TextLossOutput,
+    VariationalFusionClassifier,
+)
 from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, presence_views, random_presence
 from .quality import ModalityQuality, Reference, fit_reference, novelty_statistics, quality_loss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASRM",
     "AttentionFusion",
     "AttentionFusionClassifier",
+    "CalibratedTokens",
     "ClassBalancedBatchSampler",
+    "ContrastiveASRM",
     "ContrastiveOutput",
+    "DualContrastiveTextClassifier",
     "FeatureTokenizer",
     "FocalLabelSmoothingLoss",
     "FocalLoss",
@@ -87,12 +99,16 @@ __all__ = [
     "ModalityDropout",
     "ModalityQuality",
     "NTXentLoss",
+    "PositionAwareASRM",
     "ProjectionHead",
     "ProxyCrossModalAttention",
     "Reference",
+    "SpanAwareASRM",
     "SpoiltRows",
     "SupConLoss",
     "TemperatureScaling",
+    "TextClassifierOutput",
+    "TextLossOutput",
     "UncertaintyWeightedFusion",
     "VariationalFusionClassifier",
     "VariationalLSTMEncoder",

@@ -25,6 +25,7 @@ from tests.rows import (
     models,
     presence,
     quality,
+    text,
     variational,
 )
 
@@ -41,6 +42,7 @@ ROWS: tuple[Row, ...] = (
     *variational.ROWS,
     *calibration.ROWS,
     *models.ROWS,
+    *text.ROWS,
 )
 
 CHECKS: dict[str, list[str]] = {}  # check -> ids of the rows that it runs on, filled when the tests are collected

@@ -69,6 +69,7 @@ class Row:
     extremes: Mapping[str, Callable[[Inputs], Inputs]] = dataclasses.field(default_factory=dict)
     modality_axis: Mapping[str, int] | None = None  # equivariance: axis of M in arguments and outputs
     pad: Callable[[Inputs, int], Inputs] | None = None  # append steps that are no steps
+    per_step: bool = False  # outputs of three dimensions have the steps of the input, zero where it has none
     also: str = ""  # the public function that the row covers too; errors may name either
     graph_breaks: bool = False  # torch.compile(fullgraph=True) is known to fail
     half_factor: float = 24.0  # tolerance in units of the epsilon of the dtype

@@ -10,6 +10,7 @@ from benchmarks.harness.case import Case
 SUITES = (
     "models",
     "attention",
+    "asrm",
     "fusion",
     "losses",
     "contrastive",
