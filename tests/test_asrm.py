@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrobust import ASRM, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM, masked_mean
+from mmrobust.asrm import _windows
 from tests.references import text as reference
 
 H = 8
@@ -119,6 +120,25 @@ def test_places_are_counted_among_real_tokens_from_both_ends() -> None:
     assert (gate[0, 0] - gate[0, 1]).abs().max() > 1e-3
     _, longer = module(normal(1, 1, H).expand(1, 6, H), return_gate=True)
     assert (gate[0, 0] - longer[0, 0]).abs().max() > 1e-4  # the end is farther away
+
+
+@pytest.mark.parametrize("name", ["grouped", "depthwise", "dense", "contrastive"])
+@pytest.mark.parametrize("texts", [1, 2, 5])
+def test_some_texts_at_a_time_are_all_texts(monkeypatch: pytest.MonkeyPatch, name: str, texts: int) -> None:
+    """What runs without the gate returned equals what returns it, in values and first and second derivatives."""
+    monkeypatch.setattr(_windows, "_ELEMENTS", {"cpu": texts * 4 * H})
+    module, mask = trained(name).double(), torch.ones(5, 4, dtype=torch.bool).tril()
+    x, direction = normal(5, 4, H).double().requires_grad_(), normal(5, 4, H, seed=1).double()
+    found = []
+    for tokens in (module(x, mask), module(x, mask, return_gate=True).tokens):
+        leaves = [x, *module.parameters()]
+        grads = torch.autograd.grad((tokens * direction).sum(), leaves, create_graph=True)
+        seconds = torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves)
+        found.append([tokens, *grads, *seconds])
+    for have, want in zip(*found, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-12)
+    for have, want in zip(torch.autograd.grad((module(x, mask) * direction).sum(), leaves), found[1][1:], strict=False):
+        torch.testing.assert_close(have, want.detach(), rtol=1e-10, atol=1e-12)
 
 
 class TestClassLoss:

@@ -29,10 +29,9 @@ def plain_uniform(module: Any, x: Tensor, mask: Tensor) -> Tensor:
 def convolve(module: Any, x: Tensor, mask: Tensor) -> list[Tensor]:
     """Run the convolutions of the span-aware gate, through PyTorch alone: ``(B, H, T)`` each."""
     channels = (x * mask.unsqueeze(2)).mT
-    sizes = module.window_sizes
     return [
-        F.conv1d(F.pad(channels, ((k - 1) // 2, k // 2)), window.weight, window.bias, groups=module.groups)
-        for k, window in zip(sizes, module.windows, strict=True)
+        F.conv1d(channels, window.weight, window.bias, padding=k // 2, groups=module.groups)
+        for k, window in zip(module.window_sizes, module.windows, strict=True)
     ]
 
 

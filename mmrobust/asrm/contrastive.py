@@ -86,8 +86,8 @@ class ContrastiveASRM(nn.Module):
             TypeError: If a dtype is wrong.
             ValueError: If a shape is wrong.
         """
-        gate = self.calibration.gate
-        return calibrate("ContrastiveASRM", x, mask, self.hidden_features, gate, return_gate)
+        inner = self.calibration
+        return calibrate("ContrastiveASRM", x, mask, self.hidden_features, inner.gate, return_gate, inner.fast)
 
     def class_loss(self, tokens: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss of calibrated ``tokens (B, T, H)`` with ``labels (B,)``; in training, move the centres first.

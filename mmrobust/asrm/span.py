@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_option, check_range, check_size
+from .._precision import widen
 from ._gate import CalibratedTokens, around_one, calibrate
+from ._windows import gated_tokens, weighted_windows
 
 Convolution = Literal["grouped", "depthwise", "dense"]
 
@@ -65,7 +67,8 @@ class SpanAwareASRM(nn.Module):
         self.window_sizes, self.convolution = _checked_windows(where, window_sizes), convolution
         self.groups = _checked_groups(where, hidden_features, convolution, groups)
         self.windows = nn.ModuleList(
-            nn.Conv1d(hidden_features, hidden_features, size, groups=self.groups) for size in self.window_sizes
+            nn.Conv1d(hidden_features, hidden_features, size, padding=(size - 1) // 2, groups=self.groups)
+            for size in self.window_sizes
         )
         mixing = convolution == "depthwise"
         self.mixers = nn.ModuleList(nn.Linear(hidden_features, hidden_features) for _ in self.windows if mixing)
@@ -88,17 +91,28 @@ class SpanAwareASRM(nn.Module):
             TypeError: If a dtype is wrong.
             ValueError: If a shape is wrong.
         """
-        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self.gate, return_gate)
+        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self.gate, return_gate, self.fast)
 
     def gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the gate ``(B, T, H)`` of tokens ``x (B, T, H)`` that are zero where masked."""
-        channels, logits = x.mT.contiguous(), self.bias
+        active = [self.dropout(F.gelu(widen(one))) for one in self._found(x)]
+        return around_one(weighted_windows(active, widen(self.scale), widen(self.bias)).mT)
+
+    @property
+    def fast(self) -> Callable[[Tensor], Tensor] | None:
+        """A function from such tokens to calibrated ones, None with dropout, which the gate alone has."""
+        return None if self.training and self.dropout.p > 0 else self._calibrated
+
+    def _calibrated(self, x: Tensor) -> Tensor:
+        return gated_tokens(x, self._found(x), self.scale, self.bias)
+
+    def _found(self, x: Tensor) -> list[Tensor]:
+        """Return what every window found around each token ``(B, H, T)``."""
+        channels, found = x.mT.contiguous(), []
         for i, window in enumerate(self.windows):
-            size = self.window_sizes[i]
-            found = window(F.pad(channels, ((size - 1) // 2, size // 2))).mT
-            found = self.mixers[i](found) if len(self.mixers) else found
-            logits = logits + self.scale[i] * self.dropout(F.gelu(found))
-        return around_one(logits)
+            one = window(channels if self.window_sizes[i] % 2 else F.pad(channels, (0, 1)))
+            found.append(self.mixers[i](one.mT).mT if len(self.mixers) else one)
+        return found
 
 
 def _checked_windows(where: str, window_sizes: Sequence[int]) -> tuple[int, ...]:

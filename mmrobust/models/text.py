@@ -21,7 +21,7 @@ Encoder = Callable[..., Any]
 
 
 class TextClassifierOutput(NamedTuple):
-    """``logits (B, C)``, ``pooled (B, H)``, calibrated ``tokens (B, T, H)``, and their ``gate``, None without ASRM."""
+    """``logits (B, C)``, ``pooled (B, H)``, calibrated ``tokens (B, T, H)``, and their ``gate`` where asked for."""
 
     logits: Tensor
     pooled: Tensor
@@ -56,8 +56,7 @@ class DualContrastiveTextClassifier(nn.Module):
             ``encoder(input_ids=inputs, attention_mask=mask).last_hidden_state``; ``None``: inputs are such states.
         hidden_features: Width H.
         num_classes: Number of classes C.
-        asrm: A module ``(tokens, mask, return_gate=True) -> (tokens, gate)`` such as
-            :class:`~mmrobust.SpanAwareASRM`; ``None`` = tokens stay as they are.
+        asrm: A module called as :class:`~mmrobust.SpanAwareASRM` is; ``None`` = tokens stay as they are.
         pooling: ``"mean"`` over real tokens or ``"cls"``, the first real token.
         projection_features: Width of the space of the contrastive losses.
         dropout: Dropout probability on the tokens of the encoder and on the pooled vector.
@@ -139,10 +138,11 @@ class DualContrastiveTextClassifier(nn.Module):
         weights = ", ".join(f"{name}={getattr(self, name)}" for name in _WEIGHTS)
         return f"{self.hidden_features}, {self.num_classes}, pooling={self.pooling!r}, {weights}"
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> TextClassifierOutput:
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, *, return_gate: bool = False) -> TextClassifierOutput:
         """Classify ``inputs``, token ids ``(B, T)`` or states ``(B, T, H)``, with ``mask (B, T)``, True = real.
 
-        A text without a real token has a zero vector, and the logits of the bias.
+        ``return_gate`` returns the gate of the calibration ``(B, T, H)``, None without one. A text without a real token
+        has a zero vector, and the logits of the bias.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -157,8 +157,10 @@ class DualContrastiveTextClassifier(nn.Module):
         check_shape(where, "the encoder's output", tokens, B=inputs.shape[0], T=inputs.shape[1], H=self.hidden_features)
         tokens = self.dropout(zero_missing(tokens, keep))
         gate: Tensor | None = None
-        if self.asrm is not None:
+        if self.asrm is not None and return_gate:
             tokens, gate = self.asrm(tokens, keep, return_gate=True)
+        elif self.asrm is not None:
+            tokens = self.asrm(tokens, keep)
         pooled = masked_mean(tokens, keep) if self.pooling == "mean" else _first(tokens, keep)
         return TextClassifierOutput(self.head(self.dropout(pooled)), pooled, tokens, gate)
 

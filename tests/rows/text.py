@@ -26,16 +26,19 @@ def _tokens(size: Size, rng: np.random.Generator) -> Inputs:
 
 
 def _states(size: Size, rng: np.random.Generator) -> Inputs:
-    return {"inputs": normal(rng, size.batch, size.steps, H), "mask": steps_mask(rng, size.batch, size.steps)}
+    return {
+        "inputs": normal(rng, size.batch, size.steps, H),
+        "mask": steps_mask(rng, size.batch, size.steps),
+        "return_gate": True,
+    }
 
 
 def _pad(inputs: Inputs, extra: int) -> Inputs:
     name = "x" if "x" in inputs else "inputs"
-    more = {"return_gate": False} if "x" in inputs else {}
     return {
         name: pad_steps(inputs[name], extra, float("nan")),
         "mask": pad_steps(inputs["mask"], extra, False),
-        **more,
+        "return_gate": name == "inputs",
     }
 
 
@@ -87,7 +90,9 @@ def _classifier(label: str, windows: tuple[int, ...] | None, pooling: Any) -> Ro
         f"DualContrastiveTextClassifier[{label}]",
         build,
         _states,
-        partial(reference.classifier, pooling=pooling, windows=windows),
+        lambda state, inputs, mask=None, return_gate=True: reference.classifier(
+            state, inputs, mask, pooling=pooling, windows=windows
+        ),
         real=reads(inputs="mask"),
         wrong=(
             wrong("inputs", "shape", lambda x: x[:, 0, 0], "(B, T)", "(4,)"),
