@@ -222,11 +222,21 @@ def exchange_layouts(
 
 
 def _exchange(numbers: list[int], device: torch.device) -> list[list[int]]:
-    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-    everyone = mine.new_empty(dist.get_world_size() * len(numbers))
-    _all_gather(everyone, mine)
-    rows: list[list[int]] = everyone.view(-1, len(numbers)).tolist()
+    rows: list[list[int]] = _exchanged(torch.tensor(numbers, dtype=torch.int64, device=device))
     return rows
+
+
+@_disable_dynamo
+def exchange_numbers(numbers: list[float], device: torch.device) -> list[list[float]]:
+    """Return the numbers of every rank, as many on all. Not for one process."""
+    rows: list[list[float]] = _exchanged(torch.tensor(numbers, dtype=torch.float32, device=device))
+    return rows
+
+
+def _exchanged(mine: Tensor) -> Any:
+    everyone = mine.new_empty(dist.get_world_size() * len(mine))
+    _all_gather(everyone, mine)
+    return everyone.view(-1, len(mine)).tolist()
 
 
 def _all_gather(out: Tensor, x: Tensor) -> None:

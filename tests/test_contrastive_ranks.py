@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from mmrobust import ContrastiveOutput
 from mmrobust.distributed import global_sum
@@ -263,6 +264,49 @@ def test_ranks_that_disagree_raise_together(ranks: Ranks, gather: bool | str, wo
     if gather is True:
         assert "expected labels" in messages[0][-1]
         assert "(3, 4) float32 on rank 0, (3, 5) float32 on rank 1" in messages[0][-1]
+
+
+def not_finite(gather: bool | str) -> list[str]:
+    x, messages = torch.ones(4, 3), []
+    x[2] = float("nan") if dist.get_rank() else 1.0
+    wrong = torch.tensor(-1.0 if dist.get_rank() else 1.0)
+    for call in (
+        lambda: sup_con_loss(x, torch.arange(4) % 2, gather=gather, validate=True),
+        lambda: info_nce_loss(torch.ones(4, 3), x, gather=gather, validate=True),
+        lambda: nt_xent_loss(torch.ones(4, 3), torch.ones(4, 3), temperature=wrong, gather=gather, validate=True),
+    ):
+        with pytest.raises(ValueError, match="expected") as caught:
+            call()
+        messages.append(str(caught.value))
+    assert int(global_sum(torch.tensor(1))) == 2, "the ranks are no longer in step"
+    return messages
+
+
+@pytest.mark.parametrize("gather", [True, "ring"])
+def test_validation_raises_on_every_rank(ranks: Ranks, gather: bool | str) -> None:
+    first, second = ranks(2, not_finite, gather)
+    assert first == second
+    assert first[0].endswith("expected features to be finite, row 2 on rank 1 is not")
+    assert first[1].endswith("expected key to be finite, row 2 on rank 1 is not")
+    assert first[2].endswith("temperature in (0.0, inf), got -1.0 on rank 1")
+
+
+def checkpointed(gather: bool | str, whole: Data) -> None:
+    mine = {name: part(x, (4, 5)) for name, x in whole.items()}
+    for name, loss in losses(gather).items():
+        x = mine["x"][:, :5].clone().requires_grad_()
+
+        def run(x: Tensor, loss: Loss = loss) -> Tensor:
+            return loss(x, mine["y"][:, :5], mine, temperature=0.3, gather=gather, return_anchors=True).loss
+
+        (want,) = torch.autograd.grad(run(x), x)
+        (grad,) = torch.autograd.grad(checkpoint(run, x, use_reentrant=False), x)
+        torch.testing.assert_close(grad, want, msg=name)
+
+
+@pytest.mark.parametrize("gather", [True, "ring"])
+def test_checkpointing(ranks: Ranks, gather: bool | str) -> None:
+    ranks(2, checkpointed, gather, data(9))
 
 
 def differentiate_twice(gather: bool | str, whole: Data) -> None:

@@ -55,7 +55,7 @@ def weighted_sums(
         if known is not None and isinstance(gradient, _FastGradient):
             weights = gradient.weigh(known(*left.shape[:-1], right.shape[-2]), i, j)
         else:
-            weights = gradient(buffer.product(left, right.mT), i, j, skip)
+            weights = gradient(buffer.product(left, right), i, j, skip)
         row_out[..., i, :] += weights @ right
         row_sums[..., i] += weights.sum(-1)
         if mode == "self":

@@ -28,6 +28,21 @@ def resolve(where: str, impl: str, x: Tensor) -> str:
     return "triton:" + str(x.dtype).removeprefix("torch.")
 
 
+def rounded(units: Units, impl: str) -> Units:
+    """Return units as kernels see them: positives have to be as rough as the scores that they are part of."""
+    if impl in ("torch", "triton:float32", "triton:float64"):
+        return units
+    with torch.no_grad():
+        moved = units.u.to(getattr(torch, impl.removeprefix("triton:"))).to(units.u.dtype) - units.u
+    return Units(units.u + moved, units.lost)
+
+
+def need_torch(where: str, impl: str, what: str) -> None:
+    """Raise RuntimeError where kernels were asked for, of which there are none."""
+    if impl != "torch":
+        raise RuntimeError(f"{where}: impl='triton' cannot run: there is no kernel for {what}")
+
+
 class Kernels:
     """The Triton kernels behind the functions of :mod:`.tiles`; features are rounded to the dtype of ``impl``."""
 

@@ -69,6 +69,19 @@ def masked_rows(
     return lse - among, count
 
 
+def masked_logsumexp(
+    queries: Units, keys: Units, temperature: Tensor, key_valid: Tensor | None, excluded: Tensor
+) -> Tensor:
+    """Return ``log sum_j exp(e_ij / t)`` ``(A,)`` over keys j that are valid and not ``excluded (A, K)``."""
+    half, key_half = queries.half.detach(), keys.half.detach()
+    labels = torch.zeros_like(half, dtype=torch.int64), torch.ones_like(key_half, dtype=torch.int64)
+    lse, _, _ = torch.ops.mmrobust.masked_rows(
+        queries.u, half, keys.u, key_half, temperature.to(half.dtype), *labels, None, key_valid, excluded, None, False
+    )
+    rows: Tensor = lse
+    return rows
+
+
 def _left_out(shape: tuple[int, int], i: slice, j: slice, options: Options, device: torch.device) -> Tensor | None:
     """Return the pairs of a tile that do not count, None when all do."""
     out = None if options.key_valid is None else (~options.key_valid[j]).expand(shape)
@@ -85,7 +98,7 @@ def _tile(
     buffer: tiles.Buffer, x: Tensor, y: Tensor, i: slice, j: slice, positives: Positives, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Return the scores of a tile, -Inf where a pair does not count, and its positives."""
-    scores, positive = buffer.product(x[i], y[j].mT), positives.tile(i, j)
+    scores, positive = buffer.product(x[i], y[j]), positives.tile(i, j)
     left_out = _left_out((scores.shape[0], scores.shape[1]), i, j, options, x.device)
     if left_out is not None:
         scores.masked_fill_(left_out, -torch.inf)

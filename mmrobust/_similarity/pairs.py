@@ -1,6 +1,7 @@
 """The contrastive core as an operator: a logsumexp over all pairs of rows, in memory that grows with the rows alone.
 
-The forward pass keeps one number per row; the backward pass computes the scores again. As operators of
+The forward pass keeps the vectors and a number per row; the backward pass computes the scores again, or finds the
+exponentials of a small batch kept. As operators of
 ``torch.library`` both compile and export; inside they walk tiles (:mod:`.tiles`) or call a kernel.
 """
 
@@ -76,7 +77,8 @@ def _pair_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     u, lost = queries
     v, key_lost = (None, None) if keys is None else keys
-    keep = _can_keep(u, u if v is None else v) and impl == "torch" and torch.is_grad_enabled()
+    fast = u.device.type == "cpu" or least >= tiles.SHARP  # else nothing would be left in what is kept
+    keep = fast and impl == "torch" and torch.is_grad_enabled() and _can_keep(u, u if v is None else v)
     rows, columns, _ = torch.ops.mmrobust.pair_logsumexp(
         u, lost, v, key_lost, temperature.to(u.dtype), query_valid, key_valid, mode, skip, least, impl, keep
     )
@@ -217,11 +219,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, row_grad: Tensor | None, key_grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    *_, row_lse, key_lse, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: checkpointing hands them out a single time
+    *_, row_lse, key_lse, _ = saved
     row_grad = torch.zeros_like(row_lse) if row_grad is None else row_grad
     key_grad = torch.zeros_like(key_lse) if key_grad is None else key_grad
     du, dv, dt = torch.ops.mmrobust.pair_logsumexp_backward(
-        *ctx.saved_tensors, row_grad, key_grad, ctx.mode, ctx.skip, ctx.least, ctx.impl, ctx.for_keys
+        *saved, row_grad, key_grad, ctx.mode, ctx.skip, ctx.least, ctx.impl, ctx.for_keys
     )
     return (du, None, dv if ctx.for_keys else None, None, dt, *(None,) * 7)
 

@@ -236,16 +236,17 @@ class _ClassEnergy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            du, dv = _class_gradients(ctx, grad)
-        _, u, _, v, _, _ = ctx.saved_tensors
+            saved = ctx.saved_tensors  # once: checkpointing hands them out a single time
+            du, dv = _class_gradients(ctx.ring, saved, grad)
+        _, u, _, v, _, _ = saved
         dv = None if dv is None else once(dv, grad, u, v)
         return once(du, grad, u, v), None, None, dv, None, None, None, None, None
 
 
-def _class_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+def _class_gradients(ring: _Ring, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """The gradient of u is ``sum_j (v_j - u_i)``; that of v needs the sums of u alone, so no v travels."""
-    labels, u, towards, v, key_labels, key_valid = ctx.saved_tensors
-    ring, grad = ctx.ring, grad.unsqueeze(1)
+    labels, u, towards, v, key_labels, key_valid = saved
+    grad = grad.unsqueeze(1)
     arriving = dv = None
     if ring.keys_differ:
         values = torch.cat([grad * u, grad], dim=1)

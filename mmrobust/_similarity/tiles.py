@@ -20,6 +20,7 @@ NO_KEY = -1e30  # logsumexp over nothing: finite, so that no Inf - Inf follows
 _ROWS = 256
 _ELEMENTS = {"cpu": 1 << 19, "other": 1 << 25}  # scores held at a time: 2 MB on a CPU, 128 MB elsewhere
 _EXPONENT = {torch.float32: 64.0, torch.float64: 600.0}
+SHARP = 2.0 / _EXPONENT[torch.float32]  # temperatures below want a maximum of every row
 
 
 def is_fast(temperature: Tensor, least: float) -> bool:
@@ -68,9 +69,14 @@ class Buffer:
             self._flat = self._like.new_empty(size)
         return self._flat[:size].view(shape)
 
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return ``left @ right`` in the buffer."""
-        return torch.matmul(left, right, out=self(*left.shape[:-1], right.shape[-1]))
+    def product(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return ``queries @ keys.mT`` in the buffer, for queries and keys as the functions above make them."""
+        out = self(*queries.shape[:-1], keys.shape[-2])
+        if queries.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+            return torch.matmul(queries, keys.mT, out=out)
+        # Such products round their factors, which n, a part of every score, must not be.
+        torch.matmul(queries[..., :-2], keys[..., :-2].mT, out=out)
+        return out.add_(queries[..., -2:-1]).add_(keys[..., -1:].mT)
 
 
 class Pieces(Buffer):
@@ -124,7 +130,7 @@ def logsumexp(
     keep_keys = None if y_valid is None else y_valid.to(y.dtype).unsqueeze(-2)
     buffer = Buffer(x) if pieces is None else pieces
     for i, j in ranges(x.shape[-2], y.shape[-2], row_sum[..., :1].numel(), x.device, mode == "self"):
-        scores = buffer.product(x[..., i, :], y[..., j, :].mT).exp_()
+        scores = buffer.product(x[..., i, :], y[..., j, :]).exp_()
         own(scores, i, j, skip).zero_()
         if keep_rows is not None:
             scores.mul_(keep_rows[..., i, :])
@@ -150,7 +156,7 @@ def _online(x: Tensor, y: Tensor, y_valid: Tensor | None, skip: int | None) -> T
     """Return the logsumexp of each row with a running maximum."""
     running, buffer = Running(x[..., 0]), Buffer(x)
     for i, j in ranges(x.shape[-2], y.shape[-2], x[..., :1, 0].numel(), x.device):
-        running.add(i, _masked(buffer.product(x[..., i, :], y[..., j, :].mT), i, j, y_valid, skip))
+        running.add(i, _masked(buffer.product(x[..., i, :], y[..., j, :]), i, j, y_valid, skip))
     return running.result()
 
 

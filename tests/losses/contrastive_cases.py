@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrobust._similarity import dense, tiles
+from mmrobust._similarity import dense, pairs, tiles
 from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
 from tests.references import contrastive as reference
 
@@ -23,7 +23,14 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "modality": (modality_contrastive_loss, reference.modality_contrastive_loss),
 }
 # Name of a way -> rows and columns of a tile; the tiles of the library itself hold all rows of these tests.
-WAYS: dict[str, tuple[int, int] | None] = {"dense": None, "tiles": None, "7x13": (7, 13), "6x2": (6, 2)}
+WAYS: dict[str, tuple[int, int] | None] = {
+    "dense": None,
+    "tiles": None,
+    "7x13": (7, 13),
+    "6x2": (6, 2),
+    "7x13, recomputed": (7, 13),
+    "6x2, recomputed": (6, 2),
+}
 
 
 class Tensors:
@@ -60,6 +67,7 @@ class Tensors:
             "weight": torch.from_numpy(rng.random(B) + 0.1),
             "modalities": normal(B, 3, D),
             "modal_present": mask(0.7, B, 3),
+            "negatives_excluded": mask(0.2, B, K),
         }
 
 
@@ -124,6 +132,8 @@ def take(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Make the losses go one of the WAYS."""
     monkeypatch.setattr(dense, "_PAIRS", 1 << 62 if way == "dense" else -1)
     shape = WAYS[way]
+    if "recomputed" in way:
+        monkeypatch.setattr(pairs, "_KEPT", -1)
     if shape is not None:
         monkeypatch.setattr(tiles, "ranges", functools.partial(_ranges, shape))
 

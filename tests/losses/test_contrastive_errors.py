@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmrobust import ModalityContrastiveLoss
+from mmrobust import ModalityContrastiveLoss, _kernels
+from mmrobust._similarity import pairs as pairs_operators
 from mmrobust.losses import (
     InfoNCELoss,
     NTXentLoss,
@@ -98,6 +99,7 @@ ANY: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ({"reduction": None}, ValueError, ("reduction", "'mean', 'sum', 'none'", "None")),
     ({"gather": "all"}, ValueError, ("gather", "False, True, 'ring'", "'all'")),
     ({"gather": None}, ValueError, ("gather", "False, True, 'ring'", "None")),
+    ({"gather": True, "weight": torch.ones(4).requires_grad_()}, ValueError, ("weight that wants no gradient",)),
     ({"impl": "cuda"}, ValueError, ("impl", "'auto', 'torch', 'triton'", "'cuda'")),
     ({"impl": "triton"}, RuntimeError, ("impl='triton' cannot run",)),
 ]
@@ -116,6 +118,8 @@ def pairs(first: str, second: str) -> list[tuple[dict[str, Any], type[Exception]
         ({"negatives": KEYS.long()}, TypeError, ("negatives " + FLOATING, "torch.int64")),
         ({"negatives": KEYS[:, 1:]}, ValueError, ("negatives of shape (N, D) = (any, 3)", "(5, 2)")),
         ({"negatives_present": KEY_MASK}, ValueError, ("negatives with negatives_present", "got none")),
+        ({"negatives_excluded": MASK}, ValueError, ("negatives with negatives_excluded", "got none")),
+        ({"negatives": KEYS, "negatives_excluded": MASK}, ValueError, ("of shape (B, N) = (4, 5)", "(4, 4)")),
         ({"negatives": KEYS, "negatives_present": MASK[0]}, ValueError, ("of shape (N,) = (5,)", "(4,)")),
     ]
 
@@ -212,3 +216,55 @@ def test_what_looks_wrong_and_is_not() -> None:
         negatives = info_nce_loss(X, X, negatives=KEYS.to(dtype))
         torch.testing.assert_close(negatives, info_nce_loss(X, X, negatives=KEYS))
         assert negatives.dtype == torch.float32
+
+
+NO_KERNEL: list[tuple[str, dict[str, Any], str]] = [
+    ("sup_con_loss", {"aggregation": "in"}, "aggregation='in'"),
+    ("sup_con_loss", {"labels": SEVERAL}, "several labels per row"),
+    ("sup_con_loss", {"labels": None, "positives": MASK}, "masks of pairs"),
+    ("sup_con_loss", {"excluded": MASK}, "masks of pairs"),
+    ("sup_con_loss", {"gather": "ring"}, "gather='ring'"),
+    ("info_nce_loss", {"gather": "ring"}, "gather='ring'"),
+    ("info_nce_loss", {"negatives": KEYS, "negatives_excluded": torch.ones(4, 5).bool()}, "negatives_excluded"),
+    ("nt_xent_loss", {"gather": "ring"}, "gather='ring'"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "says"), NO_KERNEL)
+def test_what_has_no_kernel_says_so(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], says: str
+) -> None:
+    """Where kernels run, they never silently do not."""
+    monkeypatch.setattr(_kernels, "available", lambda x: None)
+    monkeypatch.setattr(pairs_operators, "Kernels", TorchInstead)
+    function, right, _ = FUNCTIONS[name]
+    with pytest.raises(RuntimeError, match=f"{name}: impl='triton' cannot run: there is no kernel for .*{says}"):
+        function(**{**right, "impl": "triton", **options})
+
+
+class TorchInstead:
+    """In the place of the kernels, which need a device."""
+
+    def __init__(self, impl: str, queries: Any, keys: Any, temperature: Any, skip: Any) -> None:
+        self.rows, self.keys = queries.lost, keys.lost
+
+    def logsumexp(self, x_valid: Any, y_valid: Any, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(self.rows), torch.zeros_like(self.keys if mode == "both" else self.keys[:0])
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_sides_of_different_precision(dtypes: tuple[torch.dtype, torch.dtype], reduction: Any) -> None:
+    """The wider of both counts, whatever the way."""
+    a, b = (X.to(dtype) for dtype in dtypes)
+    for function in (info_nce_loss, nt_xent_loss):
+        loss = function(a, b, reduction=reduction)
+        assert loss.dtype == dtypes[1]
+        torch.testing.assert_close(loss, function(a.to(dtypes[1]), b, reduction=reduction))
+
+
+def test_one_modality_still_attaches_a_learned_temperature() -> None:
+    loss = ModalityContrastiveLoss(3, 1, learnable_temperature=True)
+    loss(X[:, None]).backward()
+    assert loss.temperature.log_temperature is not None
+    assert loss.temperature.log_temperature.grad is not None

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from mmrobust import InfoNCELoss, ModalityContrastiveLoss, NTXentLoss, SupConLoss
 from mmrobust._similarity import dense, pairs
+from mmrobust._similarity.implementation import rounded
+from mmrobust._similarity.units import centred_units
 from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
 
 D = 4
@@ -223,3 +226,34 @@ def test_what_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch, name: str
     for _ in range(2):
         (grad,) = torch.autograd.grad(value, x, retain_graph=True)
         torch.testing.assert_close(grad, want)
+
+
+@pytest.mark.parametrize("way", ["dense", "tiles"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_checkpointing(monkeypatch: pytest.MonkeyPatch, name: str, way: str) -> None:
+    """Losses that are computed again in the backward pass, which hands out what was saved a single time."""
+    monkeypatch.setattr(dense, "_PAIRS", -1 if way == "tiles" else 1 << 62)
+    x = normal(7, D).requires_grad_()
+    (want,) = torch.autograd.grad(LOSSES[name](x), x)
+    (grad,) = torch.autograd.grad(checkpoint(LOSSES[name], x, use_reentrant=False), x)
+    torch.testing.assert_close(grad, want, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("name", LOSSES)
+def test_products_that_round_their_factors(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With a lower precision of float32 products, n is kept out of them; here the products are exact all the same."""
+    x = normal(7, D, dtype=torch.float32).requires_grad_()
+    want = torch.autograd.grad(LOSSES[name](x), x)[0]
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    torch.testing.assert_close(torch.autograd.grad(LOSSES[name](x), x)[0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_units_are_as_rough_as_kernels_see_them() -> None:
+    """Aligned pairs: positives that are exact beside rounded scores would make half of the losses negative."""
+    units = centred_units(normal(64, 32, dtype=torch.float32).requires_grad_())
+    rough = rounded(units, "triton:bfloat16")
+    assert torch.equal(rough.u, units.u.bfloat16().float())
+    assert torch.equal(torch.autograd.grad(rough.u.sum(), units.u)[0], torch.ones_like(units.u))
+    assert rounded(units, "triton:float32") is units
+    assert rounded(units, "torch") is units

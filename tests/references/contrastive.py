@@ -135,12 +135,13 @@ def sup_con_loss(
 # Pairs -----------------------------------------------------------------------------------------------------------
 
 
-def _extra(negatives: Array | None, present: Array | None, width: int) -> Array:
-    """Return the units of the negatives that are real."""
+def _extra(negatives: Array | None, present: Array | None, excluded: Array | None, rows: Array) -> list[Array]:
+    """Return for each row the units of the negatives that are real and not excluded."""
     if negatives is None:
-        return np.zeros((0, width))
-    real = _all(present, len(negatives))
-    return _units(negatives, real)[real]
+        return [np.zeros((0, np.shape(rows)[1]))] * len(rows)
+    real = np.array(_all(present, len(negatives)), bool)
+    units = _units(negatives, real)
+    return [units[real if excluded is None else real & ~excluded[i]] for i in range(len(rows))]
 
 
 def info_nce_rows(
@@ -152,16 +153,17 @@ def info_nce_rows(
     present: Array | None = None,
     negatives: Array | None = None,
     negatives_present: Array | None = None,
+    negatives_excluded: Array | None = None,
 ) -> Rows:
     real = _all(present, len(query))
     queries, keys = _units(query, real), _units(key, real)
-    extra = _extra(negatives, negatives_present, np.shape(query)[1])
+    extra = _extra(negatives, negatives_present, negatives_excluded, query)
     losses = []
     for i, keep in enumerate(real):
         loss = 0.0
         if keep:
             own = queries[i] @ keys[i] / temperature
-            there = np.concatenate([keys[real] @ queries[i], extra @ queries[i]]) / temperature
+            there = np.concatenate([keys[real] @ queries[i], extra[i] @ queries[i]]) / temperature
             loss = _log_sum_exp(there) - own
             if symmetric:
                 loss = (loss + _log_sum_exp(queries[real] @ keys[i] / temperature) - own) / 2
@@ -183,17 +185,18 @@ def nt_xent_rows(
     present: Array | None = None,
     negatives: Array | None = None,
     negatives_present: Array | None = None,
+    negatives_excluded: Array | None = None,
 ) -> Rows:
     """Rows ``(2, B)``: those of the first view, then those of the second."""
     size, real = len(z1), _all(present, len(z1)) * 2
     z = _units(np.concatenate([z1, z2]), real)
-    extra = _extra(negatives, negatives_present, np.shape(z1)[1])
+    extra = _extra(negatives, negatives_present, negatives_excluded, z1)
     losses = []
     for i, keep in enumerate(real):
         loss = 0.0
         if keep:
             others = [j for j in range(2 * size) if j != i and real[j]]
-            scores = np.concatenate([z[others] @ z[i], extra @ z[i]]) / temperature
+            scores = np.concatenate([z[others] @ z[i], extra[i % size] @ z[i]]) / temperature
             loss = _log_sum_exp(scores) - z[i] @ z[(i + size) % (2 * size)] / temperature
         losses.append(loss)
     return Rows(np.array(losses).reshape(2, size), np.array(real, bool).reshape(2, size))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..._checks import as_mask, check_floating, check_shape
 from ..._similarity.dense import is_small
-from ..._similarity.implementation import resolve
+from ..._similarity.implementation import need_torch, resolve, rounded
+from ..._similarity.masked import masked_logsumexp
 from ..._similarity.pairs import row_logsumexp
 from ..._similarity.ring import ring_logsumexp
 from ..._similarity.units import Units
@@ -23,8 +24,7 @@ from ._shared import (
     Temperature,
     as_temperature,
     check_choices,
-    check_finite,
-    check_positive,
+    check_values,
     check_weight,
     gather_units,
     reduce_rows,
@@ -42,6 +42,7 @@ class PairOptions(TypedDict, total=False):
     weight: Tensor | None
     negatives: Tensor | None
     negatives_present: Tensor | None
+    negatives_excluded: Tensor | None
     reduction: Reduction
     gather: Gather
     impl: Impl
@@ -56,6 +57,7 @@ class Options(NamedTuple):
     weight: Tensor | None
     negatives: Tensor | None
     negatives_present: Tensor | None
+    negatives_excluded: Tensor | None
     reduction: Reduction
     gather: Gather
     impl: Impl
@@ -70,6 +72,7 @@ class Pairs(NamedTuple):
     size: int
     valid: Tensor | None
     extra_valid: Tensor | None
+    extra_excluded: Tensor | None
     temperature: Temperature
     reduction: Reduction
     gather: Gather
@@ -92,7 +95,7 @@ class Pairs(NamedTuple):
 
     def units(self) -> tuple[Units, Units | None]:
         """Return the units of both sets and of negatives, around a common centre."""
-        units = units_of(self.where, torch.cat(self.parts), self.gather)
+        units = rounded(units_of(self.where, torch.cat(self.parts), self.gather), self.impl)
         return (units, None) if len(self.parts) == 2 else split_units(units, 2 * self.size, self.parts[2])
 
     def with_negatives(self, rows: Tensor, queries: Units, extra: Units | None) -> Tensor:
@@ -100,13 +103,19 @@ class Pairs(NamedTuple):
         if extra is None:
             return rows
         value, least = self.temperature
-        other = row_logsumexp(queries, extra, value, key_valid=self.extra_valid, least=least, impl=self.impl)
+        if self.extra_excluded is None:
+            other = row_logsumexp(queries, extra, value, key_valid=self.extra_valid, least=least, impl=self.impl)
+        else:
+            need_torch(self.where, self.impl, "negatives_excluded")
+            excluded = self.extra_excluded.repeat(queries.u.shape[0] // max(self.size, 1), 1)
+            other = masked_logsumexp(queries, extra, value, self.extra_valid, excluded)
         return torch.logaddexp(rows, other)
 
     def over_ranks(self, own: Units, other: Units, valid: Tensor | None, own_pair: bool = False) -> Tensor:
         """Return the logsumexp of the own rows over the other rows of all ranks, without themselves if ``own_pair``."""
         value, least = self.temperature
         if self.gather == "ring":
+            need_torch(self.where, self.impl, "gather='ring'")
             return ring_logsumexp(own, other, value, key_valid=valid, skip_own=own_pair, least=least)
         every, valid, offset = gather_units(other, valid)
         skip = offset if own_pair else None
@@ -122,36 +131,39 @@ class Pairs(NamedTuple):
 
 
 def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options) -> Pairs:
-    """Check all arguments and return units around a common centre."""
+    """Check all arguments and return the pairs, what is absent zero."""
     (name, x), (other, y) = first, second
     check_choices(where, options.reduction, options.gather, options.impl)
     check_floating(where, name, x)
     check_floating(where, other, y)
     check_shape(where, name, x, B=None, D=None)
     check_shape(where, other, y, B=x.shape[0], D=x.shape[1])
-    check_weight(where, options.weight, x.shape[0])
+    check_weight(where, options.weight, x.shape[0], options.gather)
     valid = as_mask(where, "present", options.present, B=x.shape[0])
-    parts = [zero_missing(x, valid), zero_missing(y, valid)]
-    extra_valid = None
-    if options.negatives is None and options.negatives_present is not None:
-        raise ValueError(f"{where}: expected negatives with negatives_present, got none")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    parts = [zero_missing(part, valid).to(dtype) for part in (x, y)]
+    extra_valid = excluded = None
+    for argument in ("negatives_present", "negatives_excluded"):
+        if options.negatives is None and getattr(options, argument) is not None:
+            raise ValueError(f"{where}: expected negatives with {argument}, got none")
     if options.negatives is not None:
         extra = options.negatives
         check_floating(where, "negatives", extra)
         check_shape(where, "negatives", extra, N=None, D=x.shape[1])
         extra_valid = as_mask(where, "negatives_present", options.negatives_present, N=extra.shape[0])
-        parts.append(zero_missing(extra, extra_valid).to(x.dtype))
+        excluded = as_mask(where, "negatives_excluded", options.negatives_excluded, B=x.shape[0], N=extra.shape[0])
+        parts.append(zero_missing(extra, extra_valid).to(dtype))
     if options.validate:
-        for part, rows in zip((name, other, "negatives"), parts, strict=False):
-            check_finite(where, part, rows)
-        check_positive(where, options.temperature)
+        named = dict(zip((name, other, "negatives"), parts, strict=False))
+        check_values(where, named, options.temperature, options.gather)
     return Pairs(
         where,
         parts,
         x.shape[0],
         valid,
         extra_valid,
-        as_temperature(where, options.temperature, x),
+        excluded,
+        as_temperature(where, options.temperature, parts[0]),
         options.reduction,
         options.gather,
         resolve(where, options.impl, x),

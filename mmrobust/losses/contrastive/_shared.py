@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,19 +53,27 @@ def check_choices(where: str, reduction: str, gather: object, impl: str) -> None
         check_option(where, "gather", gather, (False, True, "ring"))
 
 
-def check_finite(where: str, name: str, x: Tensor | None) -> None:
-    """Raise ValueError that names the first row ``x (B, D)`` which holds NaN or Inf; absent rows are zeros by now."""
-    if x is None:
-        return
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        raise ValueError(f"{where}: expected {name} to be finite, row {int(bad.nonzero()[0])} is not")
+def check_values(where: str, rows: Mapping[str, Tensor | None], temperature: float | Tensor, gather: Gather) -> None:
+    """Raise ValueError that names the first row ``(B, D)`` with NaN or Inf, or unless the temperature is positive.
 
-
-def check_positive(where: str, temperature: float | Tensor) -> None:
-    """Raise ValueError unless a temperature that is a tensor is positive; numbers are looked at anyway."""
-    if isinstance(temperature, Tensor) and not (temperature > 0).all():
-        raise ValueError(f"{where}: expected temperature in (0.0, inf), got {float(temperature)}")
+    Absent rows are zeros by now. With ``gather`` the same error is raised on every rank, so that none waits.
+    """
+    faults: list[float] = [0, 0, 1]  # 1 + the place of a wrong argument; its row; the temperature where that is wrong
+    for place, x in enumerate(rows.values(), 1):
+        bad = torch.zeros(0) if x is None else ~x.isfinite().all(1)
+        if not faults[0] and bad.any():
+            faults[:2] = [place, int(bad.nonzero()[0])]
+    value = float(temperature.detach().min()) if isinstance(temperature, Tensor) else float(temperature)
+    faults[2] = 1.0 if value > 0 else value
+    like = next(x for x in rows.values() if x is not None)
+    every = distributed.exchange_numbers(faults, like.device) if gather and distributed.is_active() else [faults]
+    for rank, (where_wrong, row, wrong) in enumerate(every):
+        at = f" on rank {rank}" if len(every) > 1 else ""
+        if where_wrong:
+            name = list(rows)[int(where_wrong) - 1]
+            raise ValueError(f"{where}: expected {name} to be finite, row {int(row)}{at} is not")
+        if not wrong > 0:
+            raise ValueError(f"{where}: expected temperature in (0.0, inf), got {wrong}{at}")
 
 
 def units_of(where: str, x: Tensor, gather: Gather) -> Units:
@@ -108,7 +117,7 @@ def reduce_rows(
     rows: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction, gather: Gather
 ) -> ContrastiveOutput:
     """Reduce the losses ``(..., B)`` of rows that are 0 where ``counted`` is False; a mean of nothing is 0."""
-    over_ranks = bool(gather) and reduction == "mean"
+    over_ranks = bool(gather) and reduction == "mean" and distributed.is_active()
     share, anchors = row_weights(counted, weight, "sum" if over_ranks else reduction, rows.dtype)
     rows = rows if reduction == "none" and weight is None else rows * share
     if over_ranks:
@@ -118,11 +127,13 @@ def reduce_rows(
     return ContrastiveOutput(loss, distributed.global_sum(anchors) if gather else anchors)
 
 
-def check_weight(where: str, weight: Tensor | None, batch: int) -> None:
-    """Raise unless ``weight`` is None or floating ``(B,)``."""
+def check_weight(where: str, weight: Tensor | None, batch: int, gather: Gather) -> None:
+    """Raise unless ``weight`` is None or floating ``(B,)``; the sum of all ranks passes no gradient to it."""
     if weight is not None:
         check_floating(where, "weight", weight)
         check_shape(where, "weight", weight, B=batch)
+        if gather and weight.requires_grad:
+            raise ValueError(f"{where}: expected weight that wants no gradient with gather, got gather={gather!r}")
 
 
 class _BoundedExp(torch.autograd.Function):

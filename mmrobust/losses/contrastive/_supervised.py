@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import distributed
 from ..._similarity.dense import dense_rows, is_small
+from ..._similarity.implementation import need_torch, rounded
 from ..._similarity.masked import Options, Positives, masked_rows
 from ..._similarity.pairs import row_logsumexp, self_logsumexp
 from ..._similarity.positives import class_energy
@@ -105,11 +106,15 @@ def _counted(count: Tensor, valid: Tensor | None, rule: Rule) -> Tensor:
 
 def _row_losses(batch: Batch, every: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> tuple[Tensor, Tensor]:
     """Return the loss of every row, 0 without positives, and how many positives it has."""
-    keys = Keys(units_of("sup_con_loss", every.x, rule.gather), every.labels, every.valid)
+    units = rounded(units_of("sup_con_loss", every.x, rule.gather), rule.impl)
+    keys = Keys(units, every.labels, every.valid)
     own, further = (keys, None) if extra is None else keys.split(batch.x.shape[0], extra)
     one_label = batch.labels is not None and batch.labels.dim() == 1
     by_class = one_label and masks.excluded is None and rule.aggregation == "out"
+    if not by_class:
+        need_torch("sup_con_loss", rule.impl, "several labels per row, masks of pairs and aggregation='in'")
     if rule.gather == "ring":
+        need_torch("sup_con_loss", rule.impl, "gather='ring'")
         if not by_class:
             found = f"aggregation={rule.aggregation!r}" + ("" if one_label else " and several labels per row")
             raise ValueError(

@@ -40,6 +40,7 @@ def info_nce_loss(
     weight: Tensor | None = None,
     negatives: Tensor | None = None,
     negatives_present: Tensor | None = None,
+    negatives_excluded: Tensor | None = None,
     reduction: Reduction = "mean",
     gather: Gather = False,
     impl: Impl = "auto",
@@ -62,9 +63,11 @@ def info_nce_loss(
         symmetric: Average both directions.
         present: Bool or integer 0/1 ``(B,)``, True = the pair exists. Other rows are neither queries nor keys and are
             never read.
-        weight: Floating tensor ``(B,)``: the mean becomes a weighted one.
+        weight: Floating tensor ``(B,)``: the mean becomes a weighted one. With ``gather`` it gets no gradient.
         negatives: Floating tensor ``(N, D)`` of extra keys that are nobody's positive, such as a memory bank's.
         negatives_present: Bool or integer 0/1 ``(N,)``, True = the negative exists.
+        negatives_excluded: Bool or integer 0/1 ``(B, N)``, True = the pair does not exist: what a bank holds of the
+            sample itself, false negatives.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses of all pairs ``(B,)``.
         gather: ``True``: pairs of all ranks of the default process group are compared, with exact gradients; the mean
             is over all ranks, times their number, so that gradients averaged by DDP are those of one process.
@@ -75,7 +78,7 @@ def info_nce_loss(
 
     Returns:
         A float32 scalar (float64 for float64), or ``(B,)``. Without a pair it is 0 and attached to the graph. A single
-        pair without extra negatives has nothing to be told from: its loss is 0 whatever the vectors.
+        pair without extra negatives has nothing to be told from: its loss is 0 up to rounding.
 
     Raises:
         TypeError: If a dtype is wrong.
@@ -91,7 +94,18 @@ def info_nce_loss(
         >>> info_nce_loss(query[:1], query[:1], negatives=query[1:], temperature=1.0, symmetric=False)
         tensor(0.3133)
     """
-    options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
+    options = Options(
+        temperature,
+        present,
+        weight,
+        negatives,
+        negatives_present,
+        negatives_excluded,
+        reduction,
+        gather,
+        impl,
+        validate,
+    )
     pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options)
     with no_autocast(query):
         if pairs.is_small(pairs.size):
@@ -171,7 +185,7 @@ class InfoNCELoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
-        return f"symmetric={self.symmetric}, reduction={self.reduction!r}, gather={self.gather!r}"
+        return f"symmetric={self.symmetric}, reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
 
     def forward(
         self,
@@ -182,6 +196,7 @@ class InfoNCELoss(nn.Module):
         weight: Tensor | None = None,
         negatives: Tensor | None = None,
         negatives_present: Tensor | None = None,
+        negatives_excluded: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of ``query (B, D)`` against ``key (B, D)``; see :func:`info_nce_loss`."""
         return info_nce_loss(
@@ -193,6 +208,7 @@ class InfoNCELoss(nn.Module):
             weight=weight,
             negatives=negatives,
             negatives_present=negatives_present,
+            negatives_excluded=negatives_excluded,
             reduction=self.reduction,
             gather=self.gather,
             impl=self.impl,

@@ -55,7 +55,7 @@ def modality_contrastive_loss(
     keep = as_mask(where, "present", present, B=x.shape[0], M=x.shape[1])
     first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
     if not first.shape[0]:
-        return widen(x[:, :0]).sum()  # a zero that is attached to the graph and reads nothing
+        return widen(x[:, :0]).sum() + 0.0 * chosen.value  # attached to the graph, and reads nothing
     with no_autocast(x):
         valid = None if keep is None else (keep[:, first] & keep[:, second]).T
         weight = _weights(valid, first.shape[0], x.shape[0], chosen.value)

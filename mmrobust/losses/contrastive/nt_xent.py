@@ -33,6 +33,7 @@ def nt_xent_loss(
     weight: Tensor | None = None,
     negatives: Tensor | None = None,
     negatives_present: Tensor | None = None,
+    negatives_excluded: Tensor | None = None,
     reduction: Reduction = "mean",
     gather: Gather = False,
     impl: Impl = "auto",
@@ -52,9 +53,12 @@ def nt_xent_loss(
         z2: Floating tensor ``(B, D)``, the other view.
         temperature: :math:`\tau > 0`; a scalar tensor gets its gradient.
         present: Bool or integer 0/1 ``(B,)``, True = the sample exists. Other rows are never read.
-        weight: Floating tensor ``(B,)`` of samples: the mean becomes a weighted one.
+        weight: Floating tensor ``(B,)`` of samples: the mean becomes a weighted one. With ``gather`` it gets no
+            gradient.
         negatives: Floating tensor ``(N, D)`` of extra keys that are nobody's positive.
         negatives_present: Bool or integer 0/1 ``(N,)``, True = the negative exists.
+        negatives_excluded: Bool or integer 0/1 ``(B, N)``, True = the pair does not exist: what a bank holds of the
+            sample itself, false negatives.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses of the rows of ``z1`` and ``z2`` ``(2, B)``.
         gather: False, True or ``"ring"``, as in :func:`info_nce_loss`.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
@@ -76,7 +80,18 @@ def nt_xent_loss(
         >>> nt_xent_loss(z, z, temperature=1.0)
         tensor(0.5514)
     """
-    options = Options(temperature, present, weight, negatives, negatives_present, reduction, gather, impl, validate)
+    options = Options(
+        temperature,
+        present,
+        weight,
+        negatives,
+        negatives_present,
+        negatives_excluded,
+        reduction,
+        gather,
+        impl,
+        validate,
+    )
     pairs = checked_pairs("nt_xent_loss", ("z1", z1), ("z2", z2), options)
     with no_autocast(z1):
         output = (
@@ -145,7 +160,7 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
-        return f"reduction={self.reduction!r}, gather={self.gather!r}"
+        return f"reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
 
     def forward(
         self,
@@ -156,6 +171,7 @@ class NTXentLoss(nn.Module):
         weight: Tensor | None = None,
         negatives: Tensor | None = None,
         negatives_present: Tensor | None = None,
+        negatives_excluded: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of the views ``z1 (B, D)`` and ``z2 (B, D)``; see :func:`nt_xent_loss`."""
         return nt_xent_loss(
@@ -166,6 +182,7 @@ class NTXentLoss(nn.Module):
             weight=weight,
             negatives=negatives,
             negatives_present=negatives_present,
+            negatives_excluded=negatives_excluded,
             reduction=self.reduction,
             gather=self.gather,
             impl=self.impl,

@@ -19,8 +19,7 @@ from ._shared import (
     TemperatureModule,
     as_temperature,
     check_choices,
-    check_finite,
-    check_positive,
+    check_values,
     check_weight,
 )
 from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, compare
@@ -80,7 +79,7 @@ def sup_con_loss(
         excluded: Bool or integer 0/1 ``(B, B + K)``, True = the pair does not exist: duplicates, false negatives.
         present: Bool or integer 0/1 ``(B,)``, True = the row is real. Other rows are neither anchors nor keys and are
             never read.
-        weight: Floating tensor ``(B,)``: the mean becomes a weighted one.
+        weight: Floating tensor ``(B,)``: the mean becomes a weighted one. With ``gather`` it gets no gradient.
         ignore_index: Rows (and keys) with this label, such as -100, are as good as absent; ``None`` = there are none.
             Not for several labels per row.
         keys: Floating tensor ``(K, D)`` of further keys, such as those of a :class:`~mmrobust.MemoryBank`.
@@ -100,7 +99,7 @@ def sup_con_loss(
 
     Returns:
         A float32 scalar (float64 for float64), or ``(B,)``. Without any anchor 0, attached to the graph.
-        NaN or Inf in a real row makes the loss NaN, no more.
+        NaN or Inf in a real row makes the losses and gradients of all rows NaN (with ``gather`` of all ranks), no more.
 
     Raises:
         TypeError: If a dtype is wrong, such as float labels.
@@ -125,11 +124,9 @@ def sup_con_loss(
     batch = checked_rows(where, features, labels, present, ignore_index, "")
     extra = None if keys is None else checked_rows(where, keys, key_labels, key_present, ignore_index, "key_")
     masks = checked_masks(where, batch, extra, positives, excluded, gather)
-    check_weight(where, weight, features.shape[0])
+    check_weight(where, weight, features.shape[0], gather)
     if validate:
-        check_finite(where, "features", batch.x)
-        check_finite(where, "keys", None if extra is None else extra.x)
-        check_positive(where, temperature)
+        check_values(where, {"features": batch.x, "keys": None if extra is None else extra.x}, temperature, gather)
     with no_autocast(features):
         chosen, resolved = as_temperature(where, temperature, features), resolve(where, impl, features)
         rule = Rule(chosen, aggregation, without_positives, weight, reduction, gather, resolved)
@@ -187,7 +184,7 @@ class SupConLoss(nn.Module):
         """Return the options for ``repr``."""
         return (
             f"aggregation={self.aggregation!r}, without_positives={self.without_positives!r}, "
-            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, gather={self.gather!r}"
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
         )
 
     def forward(
