@@ -222,20 +222,17 @@ def exchange_layouts(
 
 
 def _exchange(numbers: list[int], device: torch.device) -> list[list[int]]:
-    rows: list[list[int]] = _exchanged(torch.tensor(numbers, dtype=torch.int64, device=device))
-    return rows
+    return _exchanged(torch.tensor(numbers, dtype=torch.int64, device=device))  # type: ignore[no-any-return]
 
 
 @_disable_dynamo
 def exchange_numbers(numbers: list[float], device: torch.device) -> list[list[float]]:
     """Return the numbers of every rank, as many on all. Not for one process."""
-    rows: list[list[float]] = _exchanged(torch.tensor(numbers, dtype=torch.float32, device=device))
-    return rows
+    return _exchanged(torch.tensor(numbers, dtype=torch.float32, device=device))  # type: ignore[no-any-return]
 
 
 def _exchanged(mine: Tensor) -> Any:
-    everyone = mine.new_empty(dist.get_world_size() * len(mine))
-    _all_gather(everyone, mine)
+    _all_gather(everyone := mine.new_empty(dist.get_world_size() * len(mine)), mine)
     return everyone.view(-1, len(mine)).tolist()
 
 

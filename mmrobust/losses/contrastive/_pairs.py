@@ -142,17 +142,8 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
     valid = as_mask(where, "present", options.present, B=x.shape[0])
     dtype = torch.promote_types(x.dtype, y.dtype)
     parts = [zero_missing(part, valid).to(dtype) for part in (x, y)]
-    extra_valid = excluded = None
-    for argument in ("negatives_present", "negatives_excluded"):
-        if options.negatives is None and getattr(options, argument) is not None:
-            raise ValueError(f"{where}: expected negatives with {argument}, got none")
-    if options.negatives is not None:
-        extra = options.negatives
-        check_floating(where, "negatives", extra)
-        check_shape(where, "negatives", extra, N=None, D=x.shape[1])
-        extra_valid = as_mask(where, "negatives_present", options.negatives_present, N=extra.shape[0])
-        excluded = as_mask(where, "negatives_excluded", options.negatives_excluded, B=x.shape[0], N=extra.shape[0])
-        parts.append(zero_missing(extra, extra_valid).to(dtype))
+    extra, extra_valid, excluded = _checked_negatives(where, parts[0], options)
+    parts += extra
     if options.validate:
         named = dict(zip((name, other, "negatives"), parts, strict=False))
         check_values(where, named, options.temperature, options.gather)
@@ -168,3 +159,18 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
         options.gather,
         resolve(where, options.impl, x),
     )
+
+
+def _checked_negatives(where: str, x: Tensor, options: Options) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Return extra negatives, if there are any, who of them is real, and which pairs with them do not exist."""
+    extra = options.negatives
+    if extra is None:
+        for name in ("negatives_present", "negatives_excluded"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{where}: expected negatives with {name}, got none")
+        return [], None, None
+    check_floating(where, "negatives", extra)
+    check_shape(where, "negatives", extra, N=None, D=x.shape[1])
+    valid = as_mask(where, "negatives_present", options.negatives_present, N=extra.shape[0])
+    excluded = as_mask(where, "negatives_excluded", options.negatives_excluded, B=x.shape[0], N=extra.shape[0])
+    return [zero_missing(extra, valid).to(x.dtype)], valid, excluded

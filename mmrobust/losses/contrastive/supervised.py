@@ -184,7 +184,8 @@ class SupConLoss(nn.Module):
         """Return the options for ``repr``."""
         return (
             f"aggregation={self.aggregation!r}, without_positives={self.without_positives!r}, "
-            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, gather={self.gather!r}, "
+            f"impl={self.impl!r}"
         )
 
     def forward(
