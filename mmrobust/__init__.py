@@ -68,6 +68,13 @@ from .models import (
     VariationalFusionClassifier,
 )
 from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, presence_views, random_presence
+from .prototypes import (
+    SubspacePrediction,
+    SubspacePrototypeClassifier,
+    orthonormality_penalty,
+    subspace_residual,
+    subspace_separation,
+)
 from .quality import ModalityQuality, Reference, fit_reference, novelty_statistics, quality_loss
 
 __version__ = "0.1.0"
@@ -105,6 +112,8 @@ __all__ = [
     "Reference",
     "SpanAwareASRM",
     "SpoiltRows",
+    "SubspacePrediction",
+    "SubspacePrototypeClassifier",
     "SupConLoss",
     "TemperatureScaling",
     "TextClassifierOutput",
@@ -138,6 +147,7 @@ __all__ = [
     "modality_contrastive_loss",
     "novelty_statistics",
     "nt_xent_loss",
+    "orthonormality_penalty",
     "presence_from_zeros",
     "presence_views",
     "quality_loss",
@@ -147,6 +157,8 @@ __all__ = [
     "scale_rows",
     "shuffle_rows",
     "spoil_rows",
+    "subspace_residual",
+    "subspace_separation",
     "sup_con_loss",
     "uncertainty_weights",
     "weighted_sum",

@@ -19,6 +19,7 @@ from .losses import (
 )
 from .masking import lengths_to_mask, masked_mean, masked_softmax, zero_missing
 from .presence import all_presence_patterns, presence_from_zeros, presence_views, random_presence
+from .prototypes import orthonormality_penalty, subspace_residual, subspace_separation
 from .quality import fit_reference, novelty_statistics, quality_loss
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "modality_contrastive_loss",
     "novelty_statistics",
     "nt_xent_loss",
+    "orthonormality_penalty",
     "presence_from_zeros",
     "presence_views",
     "quality_loss",
@@ -50,6 +52,8 @@ __all__ = [
     "scale_rows",
     "shuffle_rows",
     "spoil_rows",
+    "subspace_residual",
+    "subspace_separation",
     "sup_con_loss",
     "uncertainty_weights",
     "weighted_sum",

@@ -24,6 +24,7 @@ from tests.rows import (
     masking,
     models,
     presence,
+    prototypes,
     quality,
     text,
     variational,
@@ -41,6 +42,7 @@ ROWS: tuple[Row, ...] = (
     *contrastive.ROWS,
     *variational.ROWS,
     *calibration.ROWS,
+    *prototypes.ROWS,
     *models.ROWS,
     *text.ROWS,
 )

@@ -27,6 +27,9 @@ NOT_COMPONENTS: dict[str, str] = {
     "ClassBalancedBatchSampler": "makes batches, of no tensor: tests/test_data.py",
     "MemoryBank": "is nothing but state: tests/test_memory.py holds it to the same contract",
     "cached_encode": "takes an encoder, and computes nothing but what that does: tests/test_gradient_cache.py",
+    "subspace_residual": "takes bases, which have no batch: tests/test_prototypes.py",
+    "orthonormality_penalty": "takes bases, which have no batch: tests/test_prototypes.py",
+    "subspace_separation": "takes bases, which have no batch: tests/test_prototypes.py",
     "all_presence_patterns": "takes no tensor: tests/test_presence.py lists its values",
 }
 
