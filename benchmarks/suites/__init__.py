@@ -11,6 +11,7 @@ SUITES = (
     "models",
     "attention",
     "asrm",
+    "prototypes",
     "fusion",
     "losses",
     "contrastive",
