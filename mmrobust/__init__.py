@@ -2,7 +2,7 @@
 
 from . import distributed, functional
 from .asrm import ASRM, CalibratedTokens, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM
-from .attention import ProxyCrossModalAttention
+from .attention import FeatureTokenFusion, ProxyCrossModalAttention
 from .calibration import TemperatureScaling, fit_temperature
 from .corruption import (
     ModalityCorruption,
@@ -88,6 +88,7 @@ __all__ = [
     "ContrastiveASRM",
     "ContrastiveOutput",
     "DualContrastiveTextClassifier",
+    "FeatureTokenFusion",
     "FeatureTokenizer",
     "FocalLabelSmoothingLoss",
     "FocalLoss",

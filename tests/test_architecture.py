@@ -220,7 +220,7 @@ OFFENDERS = {
     ],
     "prints": [("mmrobust/fusion.py", "print(1)")],
     "host_syncs": [("mmrobust/fusion.py", "x.sum().item()"), ("mmrobust/fusion.py", "x.cpu()")],
-    "multihead_attention": [("mmrobust/attention.py", "nn.MultiheadAttention(8, 2)")],
+    "multihead_attention": [("mmrobust/attention/proxy.py", "nn.MultiheadAttention(8, 2)")],
 }
 INNOCENT = """
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size
-from mmrobust import ProxyCrossModalAttention
+from mmrobust import FeatureTokenFusion, ProxyCrossModalAttention
 
 _HEADS = 4
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -147,6 +147,34 @@ def build_vectors(setup: Setup) -> Problem:
     return _problem(setup, module, ours, modalities, [setup.normal(batch, modalities, width)])
 
 
+def build_feature_tokens(setup: Setup) -> Problem:
+    """Compare with weights that are written out, all branches present."""
+    batch, steps, width = setup["B T E"]
+    module: Any = setup.module(lambda: FeatureTokenFusion(width, _HEADS))
+
+    def attend(branch: Any, normed: Tensor, keys: Tensor) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.view(*x.shape[:2], _HEADS, -1).transpose(1, 2)
+
+        q, (k, v) = heads(branch.query(normed)), map(heads, branch.key_value(keys).chunk(2, dim=-1))
+        weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1)
+        attended: Tensor = branch.out((weights @ v).transpose(1, 2).flatten(2))
+        return attended
+
+    def plain(first: Tensor, second: Tensor) -> list[Tensor]:
+        a, b = module.branches
+        normed = a.norm(first), b.norm(second)
+        x, y = first + attend(a, *normed), second + attend(b, *normed[::-1])
+        return [x + a.feed_forward(x), y + b.feed_forward(y)]
+
+    def ours(first: Tensor, second: Tensor) -> list[Tensor]:
+        fused: list[Tensor] = module([first, second])
+        return fused
+
+    contenders = {"ours": Contender(ours, "ours"), "eager": Contender(plain, "eager")}
+    return Problem(contenders, tuple(setup.normal(batch, steps, width) for _ in range(2)), (module,))
+
+
 _COVERS = ("ProxyCrossModalAttention",)
 
 CASES = (
@@ -172,5 +200,12 @@ CASES = (
             Size({"B": 64, "M": 3, "T": 500, "H": 768}, cpu="never", compile=True),
         ),
         _COVERS,
+    ),
+    Case(
+        "FeatureTokenFusion",
+        build_feature_tokens,
+        {"B": 3, "T": 4, "E": 8},
+        (Size({"B": 32, "T": 64, "E": 32}), Size({"B": 64, "T": 256, "E": 32}, compile=True)),
+        ("FeatureTokenFusion",),
     ),
 )

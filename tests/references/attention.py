@@ -77,3 +77,36 @@ def proxy_attention(
         forward = gelu(linear(state, "feed_forward.0", hidden))
         out[b] = hidden + linear(state, "feed_forward.3", forward)
     return out, attention
+
+
+def feature_token_fusion(
+    state: State, tokens: list[Array], present: Mask | None = None, *, heads: int
+) -> tuple[Array, ...]:
+    """Every token of every branch, one at a time, over the tokens of the branches that are there."""
+    count, out = len(tokens), [np.zeros_like(x) for x in tokens]
+    for b in range(len(tokens[0])):
+        there = [m for m in range(count) if present is None or present[b][m]]
+        for m in there:
+            own = sub(state, f"branches.{m}")
+            keys = [
+                layer_norm(sub(state, f"branches.{n}"), "norm", step) for n in there if n != m for step in tokens[n][b]
+            ]
+            for t, x in enumerate(tokens[m][b]):
+                h = x.copy()
+                if keys:
+                    h = h + _look(own, layer_norm(own, "norm", x), keys, heads)
+                inner = gelu(linear(own, "feed_forward.1", layer_norm(own, "feed_forward.0", h)))
+                out[m][b, t] = h + linear(own, "feed_forward.4", inner)
+    return tuple(out)
+
+
+def _look(state: State, query: Array, keys: list[Array], heads: int) -> Array:
+    q, width = linear(state, "query", query), len(query) // heads
+    pairs = [linear(state, "key_value", key) for key in keys]
+    seen = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        scores = np.array([q[part] @ pair[: len(q)][part] / math.sqrt(width) for pair in pairs])
+        weights = softmax_1d(scores)
+        seen.append(sum(w * pair[len(q) :][part] for w, pair in zip(weights, pairs, strict=True)))
+    return linear(state, "out", np.concatenate(seen))

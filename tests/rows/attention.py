@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmrobust.attention import ProxyCrossModalAttention
+from mmrobust.attention import FeatureTokenFusion, ProxyCrossModalAttention
 from tests.contract import Inputs, Row, Size
 from tests.references import attention as reference
 
@@ -103,9 +103,41 @@ def _row(label: str, mode: str, sequences: bool, **more: Any) -> Row:
     )
 
 
+def _tokens(size: Size, rng: np.random.Generator) -> Inputs:
+    return {
+        "tokens": [normal(rng, size.batch, 2 + m % 3, H) for m in range(size.modalities)],
+        "present": presence(rng, size.batch, size.modalities),
+    }
+
+
+def _real_tokens(inputs: Inputs) -> Inputs:
+    columns = inputs["present"].unbind(1)
+    return {"tokens": [like(column, x) for column, x in zip(columns, inputs["tokens"], strict=True)]}
+
+
+FEATURE_TOKENS = Row(
+    "FeatureTokenFusion",
+    lambda size: FeatureTokenFusion(H, HEADS, size.modalities, dropout=0.25),
+    _tokens,
+    partial(reference.feature_token_fusion, heads=HEADS),
+    real=_real_tokens,
+    wrong=(
+        wrong("tokens", "count", lambda x: x[1:], "3 branches", "2"),
+        wrong("tokens", "width", lambda x: [x[0][..., 1:], *x[1:]], "E", "6", "(4, 2, 5)"),
+        wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
+        build_wrong("num_heads", lambda: FeatureTokenFusion(H, 4), "divide", "6", "4"),
+    ),
+    letters="BM",
+    masks=("present",),
+    stochastic=True,
+    extremes={"1e4": scaled("tokens", by=1e4), "1e-30": scaled("tokens", by=1e-30), "0": scaled("tokens", by=0.0)},
+    saved_factor=60.0,
+)
+
 ROWS = (
     _row("vectors", "joint", False),
     _row("steps", "joint", True, pad=_pad),
     _row("per-modality,vectors", "per_modality", False),
     _row("per-modality,steps", "per_modality", True, pad=_pad),
+    FEATURE_TOKENS,
 )

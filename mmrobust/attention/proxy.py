@@ -8,9 +8,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ._checks import as_mask, check_floating, check_option, check_range, check_shape, check_size, stack_modalities
-from ._precision import widen
-from .masking import masked_softmax, zero_missing
+from .._checks import as_mask, check_floating, check_option, check_range, check_shape, check_size, stack_modalities
+from .._precision import widen
+from ..masking import masked_softmax, zero_missing
 
 
 class _SingleQueryAttention(nn.Module):
