@@ -67,9 +67,8 @@ class FeatureTokenFusion(nn.Module):
             ValueError: If a shape or the number of branches is wrong.
         """
         where = "FeatureTokenFusion"
-        if isinstance(tokens, Tensor) or len(tokens) != self.num_branches:
-            found = "one tensor" if isinstance(tokens, Tensor) else len(tokens)
-            raise ValueError(f"{where}: expected tokens of {self.num_branches} branches, got {found}")
+        if len(tokens) != self.num_branches:
+            raise ValueError(f"{where}: expected tokens of {self.num_branches} branches, got {len(tokens)}")
         for m, x in enumerate(tokens):
             check_floating(where, f"tokens[{m}]", x)
             check_shape(where, f"tokens[{m}]", x, B=tokens[0].shape[0], T=None, E=self.token_features)
@@ -78,7 +77,7 @@ class FeatureTokenFusion(nn.Module):
         if keep is not None:
             columns = list(keep.unbind(1))
         parts = [zero_missing(x, column) for x, column in zip(tokens, columns, strict=True)]
-        normed = [branch.norm(x) for branch, x in zip(self.branches, parts, strict=True)]
+        normed: list[Tensor] = [branch.norm(x) for branch, x in zip(self.branches, parts, strict=True)]  # type: ignore[operator]
         fused = []
         for m, branch in enumerate(self.branches):
             others = [n for n in range(self.num_branches) if n != m]
