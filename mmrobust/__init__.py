@@ -63,8 +63,11 @@ from .models import (
     AttentionFusionClassifier,
     DualContrastiveTextClassifier,
     FusionClassifierOutput,
+    PrototypeClassifierOutput,
+    PrototypeLossOutput,
     TextClassifierOutput,
     TextLossOutput,
+    TwoBranchPrototypeClassifier,
     VariationalFusionClassifier,
 )
 from .presence import ModalityDropout, all_presence_patterns, presence_from_zeros, presence_views, random_presence
@@ -109,6 +112,8 @@ __all__ = [
     "NTXentLoss",
     "PositionAwareASRM",
     "ProjectionHead",
+    "PrototypeClassifierOutput",
+    "PrototypeLossOutput",
     "ProxyCrossModalAttention",
     "Reference",
     "SpanAwareASRM",
@@ -119,6 +124,7 @@ __all__ = [
     "TemperatureScaling",
     "TextClassifierOutput",
     "TextLossOutput",
+    "TwoBranchPrototypeClassifier",
     "UncertaintyWeightedFusion",
     "VariationalFusionClassifier",
     "VariationalLSTMEncoder",

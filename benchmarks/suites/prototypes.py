@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.case import Case, Contender, Problem, Setup, Size, Target
-from mmrobust import SubspacePrototypeClassifier, orthonormality_penalty, subspace_residual, subspace_separation
+from mmrobust import (
+    SubspacePrototypeClassifier,
+    TwoBranchPrototypeClassifier,
+    orthonormality_penalty,
+    subspace_residual,
+    subspace_separation,
+)
 
 
 def by_projector(x: Tensor, basis: Tensor) -> Tensor:
@@ -97,6 +103,31 @@ def build_separation(setup: Setup) -> Problem:
     return Problem(contenders, (_bases(setup),))
 
 
+def build_two_branch(setup: Setup) -> Problem:
+    """Compare without attention between branches, where what is left is encoders and prototypes."""
+    batch, wide, narrow = setup["B D E"]
+    widths = {"wide": [512, 64], "narrow": [64]}
+    module: Any = setup.module(
+        lambda: TwoBranchPrototypeClassifier({"wide": wide, "narrow": narrow}, widths, 5, 4, token_features=0)
+    )
+
+    def encode(encoder: Any, x: Tensor) -> Tensor:
+        found: Tensor = encoder.layers(x)
+        return found
+
+    def ours(first: Tensor, second: Tensor) -> Tensor:
+        logits: Tensor = module({"wide": first, "narrow": second}).logits
+        return logits
+
+    def plain(first: Tensor, second: Tensor) -> Tensor:
+        embedding = (encode(module.encoders[0], first) + encode(module.encoders[1], second)) / 2
+        return -by_vector(F.normalize(embedding, dim=1), module.head.weight) / 0.1
+
+    contenders = {"ours": Contender(ours, "ours"), "eager": Contender(plain, "eager")}
+    used = torch.nn.ModuleList([*module.encoders, module.head])
+    return Problem(contenders, (setup.normal(batch, wide), setup.normal(batch, narrow)), (used,))
+
+
 _TOY = {"B": 3, "C": 3, "K": 2, "D": 8}
 _SIZES = (
     Size({"B": 32, "C": 10, "K": 4, "D": 128}),
@@ -124,4 +155,11 @@ CASES = (
     ),
     Case("orthonormality_penalty", build_penalty, _TOY, _SIZES[:1], ("orthonormality_penalty",)),
     Case("subspace_separation", build_separation, _TOY, _SIZES[:1], ("subspace_separation",)),
+    Case(
+        "TwoBranchPrototypeClassifier",
+        build_two_branch,
+        {"B": 3, "D": 6, "E": 4},
+        (Size({"B": 32, "D": 1000, "E": 200}), Size({"B": 256, "D": 10000, "E": 3000})),
+        ("TwoBranchPrototypeClassifier",),
+    ),
 )

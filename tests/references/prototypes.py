@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .masking import Array, State
+from .attention import feature_token_fusion
+from .encoders import mlp, projection_head
+from .masking import Array, Mask, State, linear, sub
 
 
 def subspace_residual(x: Array, basis: Array) -> Array:
@@ -34,3 +36,32 @@ def classifier(state: State, x: Array, *, temperature: float, normalize: bool, e
     if normalize:
         x = np.array([row / max(float(np.linalg.norm(row)), 1e-12) for row in x]).reshape(x.shape)
     return -subspace_residual(x, basis) / temperature
+
+
+def two_branch(
+    state: State, inputs: dict[str, Array], present: Mask | None = None, *, heads: int, linear_head: bool = False
+) -> tuple[Array, ...]:
+    """Encoders, attention between features, the mean over branches, residuals."""
+    names = list(inputs)
+    batch = len(inputs[names[0]])
+    seen = np.ones((batch, len(names)), bool) if present is None else present
+    hidden = [
+        mlp(sub(state, f"encoders.{m}"), inputs[name], seen[:, m], activation="gelu") for m, name in enumerate(names)
+    ]
+    tokens = [
+        x[:, :, None] * state[f"tokenizers.{m}.weight"] + state[f"tokenizers.{m}.bias"] for m, x in enumerate(hidden)
+    ]
+    fused = feature_token_fusion(sub(state, "fusion"), tokens, seen, heads=heads)
+    for m, x in enumerate(fused):
+        found = np.array([[linear(state, f"readouts.{m}", token)[0] for token in row] for row in x]).reshape(
+            x.shape[:2]
+        )
+        hidden[m] = (hidden[m] + found) * seen[:, m : m + 1]
+    embedding = np.array([sum(x[b] for x in hidden) / max(1, seen[b].sum()) for b in range(batch)])
+    embedding = embedding.reshape(batch, hidden[0].shape[1])
+    projections = np.stack([projection_head(sub(state, f"projections.{m}"), x) for m, x in enumerate(hidden)], axis=1)
+    if linear_head:
+        logits = np.array([linear(state, "head", row) for row in embedding]).reshape(batch, -1)
+    else:
+        logits = classifier(sub(state, "head"), embedding, temperature=0.1, normalize=True, exact=False)
+    return logits, embedding, projections * seen[:, :, None], seen.astype(float)

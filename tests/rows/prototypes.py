@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mmrobust import SubspacePrototypeClassifier
+from mmrobust import SubspacePrototypeClassifier, TwoBranchPrototypeClassifier
 from tests.contract import Inputs, Row, Size
 from tests.references import prototypes as reference
 
-from .common import H, build_wrong, normal, scaled, wrong
+from .common import H, build_wrong, like, normal, presence, scaled, wrong
 
 K = 2
 
@@ -51,8 +51,60 @@ def _classifier(label: str, **options: Any) -> Row:
     )
 
 
+def _branches(size: Size, rng: np.random.Generator) -> Inputs:
+    return {
+        "inputs": {f"m{m}": normal(rng, size.batch, 3 + m % 2) for m in range(size.modalities)},
+        "present": presence(rng, size.batch, size.modalities),
+    }
+
+
+def _real(inputs: Inputs) -> Inputs:
+    columns = inputs["present"].unbind(1)
+    return {"inputs": {n: like(c, x) for (n, x), c in zip(inputs["inputs"].items(), columns, strict=True)}}
+
+
+def _headless(head: Any) -> TwoBranchPrototypeClassifier:
+    return TwoBranchPrototypeClassifier({"a": 2}, [3], 2, 1, head=head)
+
+
+def _two_branch(label: str, **options: Any) -> Row:
+    def build(size: Size) -> TwoBranchPrototypeClassifier:
+        sizes = {f"m{m}": 3 + m % 2 for m in range(size.modalities)}
+        return TwoBranchPrototypeClassifier(
+            sizes, [5, H], size.classes, K, dropout=0.25, token_features=4, projection_features=4, **options
+        )
+
+    return Row(
+        f"TwoBranchPrototypeClassifier[{label}]",
+        build,
+        _branches,
+        partial(reference.two_branch, heads=2, linear_head="head" in options),
+        real=_real,
+        wrong=(
+            wrong("inputs", "unknown", lambda x: {**x, "m9": x["m0"]}, "'m0'", "'m9'"),
+            wrong("present", "float", lambda p: p.float(), "bool", "torch.float32", error=TypeError),
+            build_wrong(
+                "hidden_features",
+                lambda: TwoBranchPrototypeClassifier({"a": 2, "b": 2}, {"a": [3], "b": [4]}, 2, 1),
+                "same width",
+                "[3]",
+            ),
+            build_wrong("head", lambda: _headless("max"), "'linear'", "'max'"),
+        ),
+        letters="BMC",
+        masks=("present",),
+        stochastic=True,
+        extremes={"1e4": scaled("inputs", by=1e4), "0": scaled("inputs", by=0.0)},
+        wide=frozenset() if "head" in options else frozenset({"logits"}),
+        half_factor=200.0,
+        saved_factor=80.0,
+    )
+
+
 ROWS = (
     _classifier("penalty"),
     _classifier("exact", orthogonality="exact"),
     _classifier("normalize,precise", normalize=True, precise=True),
+    _two_branch("subspace"),
+    _two_branch("linear", head="linear"),
 )
