@@ -1,0 +1,120 @@
+"""All that is measured of a trained model: classification, rationales, bias by target group, character spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.robustness.rows import View
+
+from .batches import TextSet
+from .data import TextData
+from .encoders import Tokens
+from .metrics import bias_view, class_view, confusion_view, neutral_class, scores_of, toxicity
+from .posts import Range
+from .rationales import Spans, marks_of, plausibility, word_scores, words_of
+from .readers import read_corpus
+from .saliency import ATTENTION, Scores, attention_scores, faithfulness, predict, token_scores
+from .task import HateTask
+
+Views = dict[str, View]
+
+
+class Wanted(NamedTuple):
+    """What to measure beside the classification, bias and plausibility.
+
+    Attributes:
+        faithfulness: Comprehensiveness and sufficiency, which encode every toxic post twice per kind of score.
+        attention: The attention of the encoder as one more kind of score.
+        spans: Folder of a corpus with character spans; "" = none.
+    """
+
+    faithfulness: bool = True
+    attention: bool = False
+    spans: str = ""
+
+
+def measure(task: HateTask, data: TextData, wanted: Wanted) -> Views:
+    """Measure a trained model on the validation and test posts of its corpus."""
+    task.to("cuda" if torch.cuda.is_available() else "cpu")
+    views: Views = {}
+    for part in ("val", "test"):
+        logits, labels = predict(task, data.sets[part]), data.sets[part].labels
+        views[part] = {"": scores_of(logits, labels, data.classes)}
+    rows, neutral = data.sets["test"], neutral_class(data.classes)
+    views["class"] = class_view(logits, labels, data.classes)
+    views["confusion"] = confusion_view(logits, labels, data.classes)
+    if neutral is not None and any(post.targets for post in rows.posts):
+        toxic = toxicity(logits, data.classes)
+        views["bias"] = bias_view(toxic, labels != neutral, [post.targets for post in rows.posts])
+    if neutral is not None and any(post.rationale for post in rows.posts):
+        marked = [i for i, post in enumerate(rows.posts) if post.label != neutral and post.rationale]
+        views["rationale"] = rationale_view(task, data, subset(rows, marked), wanted)
+    if wanted.spans:
+        views["spans"] = span_view(task, data, wanted)
+    return views
+
+
+def subset(rows: TextSet, index: Sequence[int]) -> TextSet:
+    """Take some posts of a set with their tokens and states."""
+    tokens = Tokens([rows.tokens.ids[i] for i in index], [rows.tokens.offsets[i] for i in index], 0)
+    states = None if rows.states is None else [rows.states[i] for i in index]
+    return TextSet([rows.posts[i] for i in index], tokens, states, rows.pad_id)
+
+
+def all_scores(task: HateTask, data: TextData, rows: TextSet, *, attention: bool) -> Scores:
+    """Give every kind of token score, and the attention of the encoder if wanted and there."""
+    found = token_scores(task, rows)
+    if attention:
+        model = data.encoder.model if task.model.encoder is None else task.model.encoder
+        received = attention_scores(data.encoder, model, rows.posts)
+        if received is not None:
+            found[ATTENTION] = received
+    return found
+
+
+def rationale_view(task: HateTask, data: TextData, rows: TextSet, wanted: Wanted) -> View:
+    """Compare token scores with human rationales, a line per kind of score."""
+    words = [words_of(post) for post in rows.posts]
+    marks = [marks_of(post, ranges) for post, ranges in zip(rows.posts, words, strict=True)]
+    view: View = {}
+    for name, scores in all_scores(task, data, rows, attention=wanted.attention).items():
+        of_words = _of_words(rows, scores, words)
+        view[name] = dict(plausibility(of_words, marks)._asdict())
+        if wanted.faithfulness:
+            view[name] |= faithfulness(task, data, rows, words, of_words)
+    return view
+
+
+def span_view(task: HateTask, data: TextData, wanted: Wanted) -> View:
+    """Measure character spans of another corpus; thresholds are chosen on its validation posts."""
+    found: dict[str, dict[str, Spans]] = {}
+    for part, rows in span_sets(data, wanted.spans).items():
+        words, true = [words_of(post) for post in rows.posts], [post.rationale or () for post in rows.posts]
+        for name, scores in all_scores(task, data, rows, attention=wanted.attention).items():
+            found.setdefault(name, {})[part] = Spans(words, _of_words(rows, scores, words), true)
+    view: View = {}
+    for name, spans in found.items():
+        threshold = spans["val"].best_threshold()
+        f1 = {"val_f1": spans["val"].f1(threshold), "f1": spans["test"].f1(threshold)}
+        view[name] = {**f1, "threshold": threshold}
+    return view
+
+
+def span_sets(data: TextData, root: str) -> dict[str, TextSet]:
+    """Read the validation and test posts of a corpus with character spans; without a folder there are none."""
+    sets, corpus = {}, read_corpus(root) if root else None
+    for part in ("val", "test") if corpus is not None else ():
+        posts = [post for post in corpus.splits[part] if post.rationale is not None]
+        if not posts:
+            raise ValueError(f"{root}: expected posts with character spans in {part}, found none")
+        sets[part] = data.text_set(posts, cache=data.cache)
+    return sets
+
+
+def _of_words(rows: TextSet, scores: Sequence[np.ndarray], words: Sequence[Sequence[Range]]) -> list[np.ndarray]:
+    triples = zip(rows.tokens.offsets, scores, words, strict=True)
+    return [word_scores(offsets, one, ranges) for offsets, one, ranges in triples]

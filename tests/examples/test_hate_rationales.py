@@ -1,0 +1,258 @@
+"""Words, plausibility, character spans, and scores of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from examples.hate_speech.batches import TextSet
+from examples.hate_speech.data import TextData
+from examples.hate_speech.masking import hidden_words, lexicon, mask_word, read_list
+from examples.hate_speech.measure import Wanted, all_scores, measure, subset
+from examples.hate_speech.posts import Post
+from examples.hate_speech.rationales import (
+    Spans,
+    character_f1,
+    iou_f1,
+    marked_ranges,
+    marks_of,
+    plausibility,
+    runs,
+    top_words,
+    word_scores,
+    words_of,
+)
+from examples.hate_speech.saliency import attention_scores, faithfulness, log_odds, predict, token_scores
+from examples.hate_speech.task import HateTask
+from tests.examples import hate_sets as sets
+
+TREE = Post("1", "amber birch-cedar, fern", 0, None, ((0, 5), (12, 17)))
+
+
+class TestWords:
+    def test_published_tokens_or_words_and_punctuation(self) -> None:
+        assert [TREE.text[start:end] for start, end in words_of(TREE)] == ["amber", "birch", "-", "cedar", ",", "fern"]
+        post = Post("2", "a <user> b", 0, ("a", "<user>", "b"))
+        assert [post.text[start:end] for start, end in words_of(post)] == ["a", "<user>", "b"]
+
+    def test_marks(self) -> None:
+        assert marks_of(TREE, words_of(TREE)).tolist() == [True, False, False, True, False, False]
+        assert not marks_of(TREE._replace(rationale=None), words_of(TREE)).any()
+        assert marks_of(Post("", "", 0), []).shape == (0,)
+
+    def test_a_word_has_the_highest_score_of_its_tokens_and_no_special_token_counts(self) -> None:
+        offsets = np.array([[0, 0], [0, 2], [2, 5], [6, 9], [0, 0]])
+        found = word_scores(offsets, np.array([9.0, 1.0, 3.0, -2.0, 9.0]), [(0, 5), (6, 9), (10, 12)])
+        assert found.tolist() == [3.0, -2.0, -2.0]  # the last was cut off
+
+    def test_text_without_tokens_or_words(self) -> None:
+        assert word_scores(np.zeros((2, 2), int), np.ones(2), [(0, 3)]).tolist() == [0.0]
+        assert word_scores(np.zeros((2, 2), int), np.ones(2), []).shape == (0,)
+
+
+class TestPlausibility:
+    def test_a_perfect_score(self) -> None:
+        marks = np.array([True, True, False, False, False, True, True, True])
+        found = plausibility([marks.astype(float)], [marks])
+        assert found.auprc == found.average_precision == found.auroc == found.token_f1 == found.iou_f1_spans == 1
+        assert found.posts == 1
+        # Single words cover half of a pair, and a third of three.
+        assert found.iou_f1 == pytest.approx(2 * 0.4 * 1.0 / 1.4)
+
+    def test_equals_definitions(self, rng: np.random.Generator) -> None:
+        scores = [rng.random(size) for size in (7, 12, 5)]
+        marks = [rng.random(len(score)) < 0.5 for score in scores]
+        marks[2][:] = True
+        found = plausibility(scores, marks, top=3)
+        f1 = [f1_score(mark, top_words(score, 3)) for score, mark in zip(scores, marks, strict=True)]
+        assert found.token_f1 == pytest.approx(np.mean(f1))
+        precision = [average_precision_score(mark, score) for score, mark in zip(scores, marks, strict=True)]
+        assert found.average_precision == pytest.approx(np.mean(precision))
+        assert found.auprc == pytest.approx(np.mean(precision), abs=0.08)  # the trapezoid rule differs a little
+
+    def test_equal_scores(self) -> None:
+        found = plausibility([np.ones(8)], [np.arange(8) < 2])
+        assert found.average_precision == 0.25
+        assert found.auprc == pytest.approx((1 + 0.25) / 2)  # as the benchmark has it
+        assert found.auroc == 0.5
+
+    def test_posts_without_a_mark_do_not_count(self) -> None:
+        marks = np.array([True, False])
+        one = plausibility([np.array([1.0, 0.0])], [marks])
+        assert plausibility([np.array([1.0, 0.0])] * 2, [marks, ~marks & False]) == one
+        assert np.isnan(plausibility([], []).auprc)
+
+    def test_partial_match_as_in_eraser(self) -> None:
+        # One of two predictions is right, one of three true spans is found; a post without predictions lowers recall.
+        pairs = [([(0, 2), (5, 6)], [(0, 3), (7, 8), (9, 10)]), ([], [(0, 1)])]
+        assert iou_f1(pairs) == pytest.approx(2 * 0.5 * (1 / 6) / (0.5 + 1 / 6))
+        assert iou_f1([([(0, 1)], [(3, 4)])]) == iou_f1([]) == 0
+
+    def test_runs(self) -> None:
+        assert runs(np.zeros(0, bool)) == []
+        assert runs(np.array([False, True, True])) == [(1, 3)]
+
+
+class TestCharacters:
+    def test_f1_equals_that_of_sets(self, rng: np.random.Generator) -> None:
+        for _ in range(20):
+            masks = rng.random((2, 30)) < 0.4
+            a, b = (set(np.flatnonzero(mask).tolist()) for mask in masks)
+            assert character_f1(*map(runs, masks)) == pytest.approx(2 * len(a & b) / (len(a) + len(b)))
+        assert character_f1([], []) == 1
+        assert character_f1([(0, 3)], []) == 0
+
+    def test_neighbours_take_what_is_between_them(self) -> None:
+        words = [(0, 2), (3, 5), (7, 9)]
+        assert marked_ranges(words, np.array([True, True, False])) == [(0, 5)]
+        assert marked_ranges(words, np.array([True, False, True])) == [(0, 2), (7, 9)]
+
+    def test_the_threshold_is_the_best_one(self) -> None:
+        words = [[(0, 2), (3, 5), (6, 8)]] * 3
+        scores = [np.array([0.9, 0.2, 0.1]), np.array([0.8, 0.3, 0.2]), np.array([0.1, 0.4, 0.3])]
+        spans = Spans(words, scores, [[(0, 2)], [(0, 2)], []])
+        threshold = spans.best_threshold()
+        assert 0.4 <= threshold < 0.8
+        assert spans.f1(threshold) == 1
+        assert Spans(words, scores, [[], [], []]).f1(Spans(words, scores, [[]] * 3).best_threshold()) == 1
+        assert Spans([[]], [np.zeros(0)], [[]]).best_threshold() == 0
+
+
+class TestMasking:
+    def test_lexicon_has_what_is_marked_often(self) -> None:
+        posts = [Post("", "amber fern", 0, None, ((0, 5),))] * 2 + [Post("", "fern kelp", 0, None, ((5, 9),))]
+        assert lexicon([*posts, Post("", "kelp", 0)]) == {"amber"}
+
+    def test_hidden_words(self, tmp_path: Path) -> None:
+        path = sets.write(tmp_path / "words.txt", "Cedar!\n\n")
+        words = words_of(TREE)
+        assert (
+            hidden_words(TREE, words, read_list(path), rationale=False).tolist() == [False] * 3 + [True] + [False] * 2
+        )
+        assert hidden_words(TREE, words, frozenset(), rationale=True)[0]
+        assert hidden_words(Post("", "cedars", 0), [(0, 6)], read_list(path), rationale=False).all()
+        assert mask_word("a") == "a"
+        assert mask_word("") == ""
+
+
+# --- scores of tokens
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[override]
+    return sets.write_hatexplain(tmp_path_factory.mktemp("hatexplain"))
+
+
+def data_of(root: Path, **options: Any) -> TextData:
+    return TextData(str(root), "tiny", **{"max_tokens": 32, "batch_size": 4, "cache": None} | options)
+
+
+def task_of(data: TextData, **options: Any) -> HateTask:
+    torch.manual_seed(0)
+    encoder = None if data.frozen else data.encoder.new_model()
+    task = HateTask(data.hidden_features, list(data.classes), encoder=encoder, **options)
+    for parameter in [] if task.model.asrm is None else task.model.asrm.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # not the identity any more
+    return task.eval()
+
+
+@pytest.mark.parametrize("asrm", ["none", "asrm", "span", "position", "contrastive"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_scores_of_every_calibration(root: Path, asrm: str, frozen: bool) -> None:
+    data = data_of(root, frozen=frozen)
+    task, rows = task_of(data, asrm=asrm), data.sets["test"]
+    scores = token_scores(task, rows)
+    gates = set() if asrm == "none" else {"gate", "change"}
+    assert set(scores) == {"contribution", "gradient", "random"} | gates
+    for each in scores.values():
+        assert [len(one) for one in each] == rows.lengths.tolist()
+        assert all(np.isfinite(one).all() for one in each)
+    if gates:
+        spread = max(float(np.ptp(one)) for one in scores["gate"])
+        assert (spread < 1e-6) == (asrm == "asrm")  # one gate for all tokens
+
+
+def test_contributions_add_up_to_the_log_odds(root: Path) -> None:
+    data = data_of(root)
+    two = HateTask(data.hidden_features, ["normal", "hate"]).eval()
+    rows = data.sets["test"]
+    logits = predict(two, rows)
+    # With two classes the log odds are linear in the tokens: contributions are exact.
+    bias = two.model.head.bias.detach().double().numpy()
+    for one, (normal, hate) in zip(token_scores(two, rows)["contribution"], logits, strict=True):
+        assert one.sum() == pytest.approx(hate - normal - (bias[1] - bias[0]), abs=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch(root: Path) -> None:
+    data = data_of(root)
+    task, rows = task_of(data, asrm="span"), data.sets["test"]
+    alone = token_scores(task, subset(rows, [5]))
+    whole = token_scores(task, rows)
+    for name in ("gate", "change", "contribution", "gradient"):
+        np.testing.assert_allclose(alone[name][0], whole[name][5], rtol=1e-4, atol=1e-6)
+
+
+def test_attention_is_what_tokens_receive(root: Path) -> None:
+    data = data_of(root, frozen=False)
+    rows, model = data.sets["test"], data.encoder.model
+    before = model.config._attn_implementation
+    found = attention_scores(data.encoder, model, rows.posts)
+    assert found is not None
+    assert [len(one) for one in found] == rows.lengths.tolist()
+    assert all(one.sum() == pytest.approx(1, abs=1e-5) for one in found)
+    assert model.config._attn_implementation == before
+    assert attention_scores(data.encoder, torch.nn.Linear(2, 2), rows.posts) is None
+    assert "attention" in all_scores(task_of(data), data, rows, attention=True)
+
+
+def test_log_odds() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    odds = torch.logsumexp(logits[0, [0, 2]], 0) - logits[0, 1]
+    torch.testing.assert_close(log_odds(logits, ("hate", "normal", "offensive")), odds[None])
+    torch.testing.assert_close(log_odds(logits, ("a", "b", "c")), logits[:, 2] - torch.logsumexp(logits[:, :2], 1))
+
+
+def test_faithfulness_removes_and_keeps_words(root: Path) -> None:
+    data = data_of(root)
+    task, rows = task_of(data), data.sets["test"]
+    words = [words_of(post) for post in rows.posts]
+    scores = [np.arange(len(one), dtype=float) for one in words]
+    found = faithfulness(task, data, rows, words, scores, top=100)
+    # All words removed, or all kept: the texts are empty, or the same as before.
+    assert found["sufficiency"] == pytest.approx(0, abs=1e-3)
+    empty = data.text_set([Post("", "", 0)])
+    said = predict(task, rows).argmax(1)
+    whole, none = (torch.from_numpy(predict(task, one)).softmax(1).numpy() for one in (rows, empty))
+    expected = np.mean(whole[np.arange(len(rows)), said] - none[0, said])
+    assert found["comprehensiveness"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_measures_everything(root: Path, tmp_path: Path) -> None:
+    data = data_of(root)
+    spans = str(sets.write_spans(tmp_path))
+    views = measure(task_of(data, asrm="span"), data, Wanted(faithfulness=True, attention=True, spans=spans))
+    assert set(views) == {"val", "test", "class", "confusion", "bias", "rationale", "spans"}
+    kinds = {"contribution", "gradient", "gate", "change", "random", "attention"}
+    assert set(views["rationale"]) == set(views["spans"]) == kinds
+    assert views["rationale"]["gate"]["posts"] == 8
+    assert {"comprehensiveness", "sufficiency", "auprc"} <= set(views["rationale"]["gate"])
+    plain = measure(task_of(data), data, Wanted(faithfulness=False))
+    assert "spans" not in plain
+    assert "sufficiency" not in plain["rationale"]["contribution"]
+
+
+def test_empty_text_and_text_of_ten_thousand_tokens(root: Path) -> None:
+    data = data_of(root)
+    task = task_of(data, asrm="span")
+    rows = data.text_set([Post("a", "", 0), Post("b", "amber " * 10_000, 0)])
+    assert rows.tokens.truncated == 1
+    assert np.isfinite(predict(task, rows)).all()
+    scores = token_scores(task, rows)["gate"]
+    assert len(scores[1]) == 32
+    assert word_scores(rows.tokens.offsets[1], scores[1], words_of(rows.posts[1])).shape == (10_000,)
+    assert predict(task, TextSet([], data.encoder.encode([]), [])).shape == (0, 3)
