@@ -27,7 +27,7 @@ myst_heading_anchors = 3
 
 # A reference that leads nowhere is an error, save those to other projects: no page here needs the network to build.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(torch|collections)\..*|Tensor|optional|.*\.T")]
+nitpick_ignore_regex = [("py:.*", r"(torch|collections|numpy)\..*|Tensor|optional|.*\.T")]
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"

@@ -98,7 +98,7 @@ class ContrastiveASRM(nn.Module):
             mask: Bool or integer 0/1 ``(B, T)``, True = real. Texts without a real token do not count.
 
         Returns:
-            A scalar in float32 (float64 for float64): the mean over texts whose class has a centre, 0 and attached to
+            The mean over texts whose class has a centre, a scalar in float32 (float64 for float64); 0 and attached to
             the graph without any. With several processes the centres are those of all of them.
 
         Raises:

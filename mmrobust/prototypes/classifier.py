@@ -25,7 +25,8 @@ class SubspacePrediction(NamedTuple):
 class SubspacePrototypeClassifier(nn.Module):
     r"""Classify by the distance to class subspaces: logit = -residual / temperature.
 
-    Each class has K basis vectors; :func:`subspace_residual` measures how much of x they leave over.
+    Each class has K basis vectors; :func:`~mmrobust.functional.subspace_residual` measures how much of x they leave
+    over.
 
     Args:
         in_features: Features D.
@@ -38,7 +39,7 @@ class SubspacePrototypeClassifier(nn.Module):
         orthogonality: ``"penalty"``: the basis is a free parameter, kept near orthonormal by
             :meth:`orthonormality_penalty` in the loss. ``"exact"``: the rows of the parameter are orthonormalised (QR)
             in every forward pass; only their span counts.
-        precise: Residuals in float64, as in :func:`subspace_residual`.
+        precise: Residuals in float64, as in :func:`~mmrobust.functional.subspace_residual`.
 
     Raises:
         ValueError: If a size or an option does not fit.
@@ -137,11 +138,11 @@ class SubspacePrototypeClassifier(nn.Module):
         return -self.residuals(x) / self.temperature
 
     def orthonormality_penalty(self) -> Tensor:
-        """Return :func:`orthonormality_penalty` of the bases, to be added to a loss; 0 up to rounding for "exact"."""
+        """Return :func:`~mmrobust.functional.orthonormality_penalty` of the bases, for the loss; 0 for "exact"."""
         return orthonormality_penalty(self.basis)
 
     def separation(self) -> Tensor:
-        """Return :func:`subspace_separation` of the bases, in [0, 1] for orthonormal ones."""
+        """Return :func:`~mmrobust.functional.subspace_separation` of the bases, in [0, 1] for orthonormal ones."""
         return subspace_separation(self.basis)
 
     @torch.no_grad()
