@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import closing
-from itertools import product
 from pathlib import Path
 
-from examples.mer.arguments import Arguments, check_reference, count, find_config, split_overrides
-from examples.mer.cli import store_config
-from examples.mer.jobs import Job, Outcome, Result, data_fingerprint, fingerprint
+from examples.pipeline.arguments import Arguments, check_reference, count, find_config, split_overrides
+from examples.pipeline.jobs import Job, check_complete, data_fingerprint, fingerprint, plan_jobs
 
 from .cli import HateCLI, corpus_of
 from .data import TextData
 from .evaluate import add_wanted, show, wanted_of
-from .jobs import HateJob, run_jobs
+from .jobs import complete
 from .measure import span_sets
 from .readers import read_corpus
 from .report import DCL, pairs_of, report
@@ -59,20 +56,18 @@ def ablate_command(args: Sequence[str]) -> None:
 def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     """Run the jobs of the parsed arguments and report what has finished."""
     jobs, data = plan(given, overrides)
-    done, failures = complete(jobs, workers=given.workers, threads=given.threads)
-    results = [done[job.run.path] for job in jobs if job.run.path in done]
+    done, failures = complete(jobs, wanted_of(given), keep=given.keep, workers=given.workers, threads=given.threads)
+    results = [done[job.path] for job in jobs if job.path in done]
     written: list[Path] = []
     if results:
-        names = list(dict.fromkeys(job.run.config for job in jobs))
+        names = list(dict.fromkeys(job.config for job in jobs))
         reference = given.reference or REFERENCE
         written = report(results, given.out, reference=reference, pairs=pairs_of(names), notes=data.notes)
-    if failures:
-        first = f"{failures[0].job.label}: {failures[0].error}"
-        raise ValueError(f"ablate: {len(failures)} of {len(jobs)} runs failed; the others are in {given.out}; {first}")
+    check_complete(failures, len(jobs), given.out)
     return written
 
 
-def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[HateJob], TextData]:
+def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Job], TextData]:
     """Check every configuration before the first run starts, and make the jobs."""
     files = {label_of(name): [find_config(part, CONFIGS) for part in name.split("+")] for name in given.configs}
     if len(files) < len(given.configs):
@@ -80,7 +75,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Hate
     check_reference("ablate", given.reference, list(files))
     wanted, kept, data = wanted_of(given), dict[str, TextData](), None
     spans = _check_spans(wanted.spans)
-    jobs: list[HateJob] = []
+    jobs: list[Job] = []
     for name, paths in files.items():
         words = [word for path in paths for word in ("--config", str(path))]
         cli = HateCLI([*words, *overrides], build=False, trainer={"enable_progress_bar": False})
@@ -118,44 +113,8 @@ def _check(file: Path, cli: HateCLI, data: TextData) -> None:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _jobs(name: str, identity: str, cli: HateCLI, given: argparse.Namespace) -> list[HateJob]:
-    # What is run is what was checked, even if somebody edits a configuration meanwhile.
-    words = ("--config", str(store_config(cli.stored, given.out / "configs" / f"{name}-{identity}.yaml")))
+def _jobs(name: str, identity: str, cli: HateCLI, given: argparse.Namespace) -> list[Job]:
     cache = cli.config.data.cache
     call = ("--data.cache", "null" if cache is None else str(cache))
-    seeds, folds = range(given.seeds), given.folds
-    in_turn = [(seed, folds[index % len(folds)]) for index, seed in enumerate(seeds)]
-    jobs = []
-    for seed, fold in in_turn if given.by_seed else product(seeds, folds):
-        path = given.out / "runs" / f"{name}-seed{seed}-fold{fold}.json"
-        run = Job(name, corpus_of(cli.config.data.root), seed, fold, words, str(path), identity)
-        jobs.append(HateJob(run, wanted_of(given), call, given.keep))
-    return jobs
-
-
-def complete(jobs: Sequence[HateJob], *, workers: int, threads: int) -> tuple[dict[str, Result], list[Outcome]]:
-    """Run all jobs with a line for each; return the results by path, and the failures."""
-    done: dict[str, Result] = {}
-    failures: list[Outcome] = []
-    try:
-        with closing(run_jobs(jobs, workers=workers, threads=threads)) as outcomes:
-            for number, outcome in enumerate(outcomes, start=1):
-                if outcome.result is None:
-                    failures.append(outcome)
-                else:
-                    done[outcome.job.path] = outcome.result
-                print(f"[{number}/{len(jobs)}] {outcome.job.label}: {_summary(outcome)}", flush=True)
-    except KeyboardInterrupt:
-        kept = f"{len(done)} of {len(jobs)} runs are kept"
-        raise KeyboardInterrupt(f"interrupted; {kept}, the same command goes on with the others") from None
-    return done, failures
-
-
-def _summary(outcome: Outcome) -> str:
-    """Say how a run went without its test scores, which are for the end."""
-    result = outcome.result
-    if result is None:
-        return f"FAILED: {outcome.error}"
-    score = result["views"]["val"][""]["macro_f1"]
-    epochs = f"epoch {result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s"
-    return f"validation macro F1 {score:.3f}, {epochs}"
+    runs = {"seeds": range(given.seeds), "folds": given.folds, "by_seed": given.by_seed}
+    return plan_jobs(cli, name, corpus_of(cli.config.data.root), identity, given.out, call=call, **runs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from examples.mer.sets import check_option
+from examples.pipeline.errors import check_option
 from mmrobust import ClassBalancedBatchSampler
 
 from .batches import LengthBatches, TextSet, padding_share

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
 
 from .posts import Post
 from .tables import clean

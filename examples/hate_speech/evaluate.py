@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.robustness.report import without_pictures
-from examples.mer.arguments import Arguments, check_reference, count, split_overrides
-from examples.mer.files import atomic_file
+from examples.pipeline.arguments import Arguments, check_reference, count, split_overrides
+from examples.pipeline.files import atomic_file
 
 from .measure import Views, Wanted, measure
 from .report import Result, pairs_of, report

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.robustness.drawing import save_figure
 from benchmarks.robustness.rows import write_atomically
-from examples.mer.arguments import Arguments, count, split_overrides
+from examples.pipeline.arguments import Arguments, count, split_overrides
 from mmrobust.masking import masked_mean
 
 from .batches import TextSet

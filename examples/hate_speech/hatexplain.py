@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
 
 from .posts import Post, label_code, parse_list, ranges_from_words
 from .tables import clean, read_json, read_json_lines

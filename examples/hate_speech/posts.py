@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
 
 Range = tuple[int, int]
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from examples.mer.folds import fold_numbers
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
+from examples.pipeline.folds import fold_numbers
 
 from .hatexplain import CLASSES as HATEXPLAIN_CLASSES
 from .hatexplain import read_lines_corpus, read_published

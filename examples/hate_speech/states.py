@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from examples.mer.files import atomic_folder
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
+from examples.pipeline.files import atomic_folder
 
 from .batches import TextSet
 from .encoders import TextEncoder

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples.mer.sets import DataError
+from examples.pipeline.errors import DataError
 
 # Half of a character outside the first 65,536 that lost its other half: no tokenizer takes it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from examples.mer.build import check_choice, check_number, check_options
+from examples.pipeline.errors import check_choice, check_number, check_options
 from mmrobust import ASRM, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM
 from mmrobust.models.text import DualContrastiveTextClassifier
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from examples.mer.checkpoints import check_fits, load_checkpoint
-from examples.mer.cli import store_config
+from examples.pipeline.checkpoints import check_fits, load_checkpoint
+from examples.pipeline.cli import store_config
 
 from .cli import HateCLI, corpus_of
 from .data import TextData

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .arguments import (
-    CONFIGS,
-    Arguments,
-    add_run_arguments,
-    check_reference,
-    check_score,
-    find_config,
-    find_variant,
-    label_of,
-    split_overrides,
-)
+from examples.pipeline.arguments import Arguments, check_reference, find_config, split_overrides
+from examples.pipeline.jobs import Outcome, Result, fingerprint, plan_jobs
+
+from .arguments import CONFIGS, add_run_arguments, check_score, find_variant, label_of
 from .build import FROM_DATA
-from .cli import MerCLI, store_config
+from .cli import MerCLI
 from .data import MultimodalData
-from .jobs import Job, Outcome, Result, fingerprint, run_jobs
+from .jobs import Job, complete
 from .normalize import describe_features
 from .origin import check_free
 from .predict import list_tests
@@ -170,44 +161,9 @@ def _check(file: Path, cli: MerCLI, data: MultimodalData, folds: Sequence[int]) 
 
 def _jobs(name: str, label: str, cli: MerCLI, given: argparse.Namespace) -> list[Planned]:
     identity, config = fingerprint(cli, given.views, given.draws), yaml.safe_load(cli.stored)
-    # What is run is what was checked, even if somebody edits a configuration meanwhile.
-    words = ("--config", str(store_config(cli.stored, given.out / "configs" / f"{name}-{identity}.yaml")))
-    jobs = []
-    in_turn = [(seed, given.folds[index % len(given.folds)]) for index, seed in enumerate(given.seeds)]
-    for seed, fold in in_turn if given.by_seed else product(given.seeds, given.folds):
-        path = given.out / "runs" / f"{name}-seed{seed}-fold{fold}.json"
-        views, lines = tuple(given.views), given.epoch_lines
-        job = Job(name, label, seed, fold, words, str(path), identity, (), views, given.draws, lines)
-        jobs.append((job, config))
-    return jobs
-
-
-def complete(jobs: Sequence[Job], *, workers: int, threads: int, score: str) -> tuple[dict[str, Result], list[Outcome]]:
-    """Run all jobs with a line for each; return the results by path, and the failures."""
-    done: dict[str, Result] = {}
-    failures: list[Outcome] = []
-    try:
-        with closing(run_jobs(jobs, workers=workers, threads=threads)) as outcomes:
-            for number, outcome in enumerate(outcomes, start=1):
-                if outcome.result is None:
-                    failures.append(outcome)
-                else:
-                    done[outcome.job.path] = outcome.result
-                print(f"[{number}/{len(jobs)}] {outcome.job.label}: {_summary(outcome, score)}", flush=True)
-    except KeyboardInterrupt:
-        kept = f"{len(done)} of {len(jobs)} runs are kept"
-        raise KeyboardInterrupt(f"interrupted; {kept}, the same command goes on with the others") from None
-    return done, failures
-
-
-def _summary(outcome: Outcome, score: str) -> str:
-    result = outcome.result
-    if result is None:
-        return f"FAILED: {outcome.error}"
-    text = f"epoch {result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s"
-    if "views" not in result:
-        return text
-    return f"{score} {result['views'][result['clean']][''].get(score, float('nan')):.3f}, {text}"
+    seeds = {"seeds": given.seeds, "folds": given.folds, "by_seed": given.by_seed}
+    more = {"views": tuple(given.views), "draws": given.draws, "epoch_lines": given.epoch_lines}
+    return [(Job(**vars(job), **more), config) for job in plan_jobs(cli, name, label, identity, given.out, **seeds)]
 
 
 def finish(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
 from torch import nn
 
+from examples.pipeline.errors import check_choice, check_number, check_options
 from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
 from mmrobust.models import AttentionFusionClassifier, VariationalFusionClassifier
 
@@ -81,31 +81,3 @@ def _check_quality_and_dropout(settings: Mapping[str, Any], options: Mapping[str
         raise ValueError("model.teach_quality: expected false without model.options.quality, got true")
     if options.get("freeze_quality") and not settings["teach_quality"]:
         raise ValueError("model.options.freeze_quality: expected false without model.teach_quality, got true")
-
-
-def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
-def check_number(where: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{where}: expected {low} to {high}, got {value}")
-
-
-def check_options(
-    where: str, options: Mapping[str, Any] | None, kind: type, *, exclude: frozenset[str]
-) -> dict[str, Any]:
-    """Check the names in `options` against the constructor of `kind`: none unknown, none missing."""
-    options = dict(options or {})
-    parameters = {
-        name: parameter for name, parameter in inspect.signature(kind).parameters.items() if name not in exclude
-    }
-    for name in options:
-        if name not in parameters:
-            raise ValueError(f"{where}: unknown option {name!r}; allowed: {', '.join(sorted(parameters))}")
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in options:
-            raise ValueError(f"{where}: option {name!r} is required")
-    return options

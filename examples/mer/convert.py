@@ -17,10 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from .files import atomic_file
+from examples.pipeline.errors import DataError
+from examples.pipeline.files import atomic_file
+
 from .labels import unique_names
 from .layout import EMOTIONS
-from .sets import DataError
 
 KEY = re.compile(r"(train|val|test\d*)_corpus")
 BUILTINS = frozenset(

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .folds import assign_parts
+from examples.pipeline.errors import DataError, check_option
+from examples.pipeline.folds import assign_parts
+
 from .layout import read_layout
 from .normalize import Standardizer, standardize_within_groups
 from .npz import read_npz
-from .sets import DataError, MultimodalSet, Source, check_option
+from .sets import MultimodalSet, Source
 
 __all__ = ["BatchIndices", "DataError", "MultimodalData", "MultimodalSet", "RowBatches"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.robustness import VIEWS
+from examples.pipeline.arguments import Arguments, count
 
 from .ablate import ablate
-from .arguments import Arguments, count
 from .reporting import show
 from .synthesize import MARKER, synthesize
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import yaml
 
-from .ablate import complete
-from .arguments import Arguments, add_run_arguments, check_reference, check_score, count, split_overrides
+from examples.pipeline.arguments import Arguments, check_reference, count, split_overrides
+from examples.pipeline.jobs import Result, comparable, fingerprint
+
+from .arguments import add_run_arguments, check_score
 from .detectors import add_detectors
-from .jobs import Job, Result, comparable, fingerprint
+from .jobs import Job, complete
 from .normalize import describe_features
 from .origin import check_origin, origin_of, write_origin
 from .predict import list_tests, views_on_tests

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from examples.pipeline.errors import DataError, check_option
 from mmrobust.presence import presence_from_zeros
-
-from .sets import DataError, check_option
 
 FRAMES = ("utterance", "aligned", "unaligned")
 Rows = Sequence["np.ndarray | None"]  # one (D,) or (T, D) array per sample, None = absent

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .sets import NO_LABEL, DataError
+from examples.pipeline.errors import DataError
+
+from .sets import NO_LABEL
 
 PART = re.compile(r"train|val|test\w*")
 PART_NAMES = "train, val, or a name that begins with test"

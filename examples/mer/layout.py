@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import describe_damage
+from examples.pipeline.errors import DataError
+from examples.pipeline.files import describe_damage
+
 from .frames import assemble
 from .labels import LabelTable, codes_from_names, parse_scores, part_names, read_table, unique_names
-from .sets import DataError, MultimodalSet, Source
+from .sets import MultimodalSet, Source
 
 EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 NO_VALENCE = -10.0

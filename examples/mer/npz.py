@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import describe_damage
+from examples.pipeline.errors import DataError
+from examples.pipeline.files import describe_damage
+
 from .frames import assemble
 from .labels import codes_from_integers, codes_from_names, part_names
-from .sets import NO_LABEL, DataError, MultimodalSet, Source
+from .sets import NO_LABEL, MultimodalSet, Source
 
 Where = Callable[[int], str]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import find_checkpoint
-from .files import atomic_file
+from examples.pipeline.checkpoints import find_checkpoint
+from examples.pipeline.files import atomic_file
 
 Origin = dict[str, Any]
 PENDING = "being written"

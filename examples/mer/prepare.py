@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import Arguments
+from examples.pipeline.arguments import Arguments
+
 from .convert import convert
 from .synthesize import synthesize
 

@@ -13,10 +13,6 @@ from torch import Tensor
 NO_LABEL = -1
 
 
-class DataError(ValueError):
-    """Input that cannot be used; the message is one line: file, key or row, and what is expected."""
-
-
 @dataclass(frozen=True)
 class MultimodalSet:
     """Rows of several modalities.
@@ -98,9 +94,3 @@ class Source(NamedTuple):
     class_names: list[str]
     part: np.ndarray | None  # name of the part of each row: train, val, test...
     fold: np.ndarray | None  # fold number of each row
-
-
-def check_option(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ``DataError`` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise DataError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")

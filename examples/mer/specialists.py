@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 
 from benchmarks.robustness import View, gap_view, regret_view, score_predictions
 from benchmarks.robustness.metrics import EMPTY_SCORES, average_scores
+from examples.pipeline.jobs import Result
 
-from .jobs import Job, Result
+from .jobs import Job
 
 
 def subsets_of(modalities: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -53,7 +55,8 @@ def specialist_jobs(
         name = "+".join(subset)
         path = folder / f"{run.config}-seed{run.seed}-fold{run.fold}-{name}.json"
         only = ["--data.only", json.dumps(subset)]
-        jobs[name] = run._replace(
+        jobs[name] = replace(
+            run,
             args=(*run.args, *changes, *only),
             path=str(path),
             fingerprint=f"{run.fingerprint}-{epochs or 'full'}",

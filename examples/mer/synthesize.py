@@ -35,9 +35,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .files import atomic_folder
+from examples.pipeline.errors import DataError
+from examples.pipeline.files import atomic_folder
+
 from .layout import EMOTIONS, NO_VALENCE
-from .sets import DataError
 
 SPLITS = {"train": 3373, "test1": 411, "test2": 412, "test3": 834}
 PRIOR = np.array([871, 822, 689, 383, 462, 146]) / 3373  # train; order of EMOTIONS

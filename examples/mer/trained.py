@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from benchmarks.robustness import Predict
+from examples.pipeline.checkpoints import check_fits, load_checkpoint
+from examples.pipeline.cli import store_config
+from examples.pipeline.jobs import data_fingerprint
 
-from .checkpoints import check_fits, load_checkpoint
-from .cli import MerCLI, store_config
+from .cli import MerCLI
 from .data import MultimodalData
-from .jobs import data_fingerprint
 from .normalize import Standardizer
 from .predict import Member, list_tests, predictor
 from .task import FusionTask

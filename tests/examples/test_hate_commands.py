@@ -18,7 +18,7 @@ from tests.examples.hate_runs import SPAN, TINY, fails
 
 @pytest.fixture(autouse=True)
 def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MER_DEBUG", "")
+    monkeypatch.setenv("PIPELINE_DEBUG", "")
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +229,10 @@ class TestAblate:
     def test_a_failed_run_is_an_error_after_the_others(
         self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def execute(job: jobs.HateJob) -> dict[str, object]:
-            if job.run.seed == 1:
+        def execute(job: jobs.Job, **options: object) -> dict[str, object]:
+            if job.seed == 1:
                 raise RuntimeError("out of\nmemory")
-            return found(job)
+            return found(job, **options)
 
         found = jobs.execute
         monkeypatch.setattr(jobs, "execute", execute)

@@ -14,7 +14,7 @@ from tests.examples.hate_runs import SPAN, TINY, fails
 
 @pytest.fixture(autouse=True)
 def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MER_DEBUG", "")
+    monkeypatch.setenv("PIPELINE_DEBUG", "")
 
 
 @pytest.fixture(scope="module")

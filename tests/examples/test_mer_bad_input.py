@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.mer.data import DataError
+from examples.pipeline.errors import DataError
 from tests.examples.mer_sets import Rng, layout_data, npz_data, write_layout, write_npz
 
 

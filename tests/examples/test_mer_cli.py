@@ -117,7 +117,7 @@ class TestFit:
         assert "checkpoint of other sizes: expected model." in error
 
     def test_debug_shows_where(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("MER_DEBUG", "")
+        monkeypatch.setenv("PIPELINE_DEBUG", "")
         with pytest.raises(ValueError, match="nowhere"):
             main(["--debug", "fit", *words, "--data.root", "nowhere.npz"])
 

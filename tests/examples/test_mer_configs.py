@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ class TestDefaults:
         assert (cli.model.views, cli.model.selection, cli.model.select_by) == (0, ("clean",), "likelihood")
         poe = ("--config", str(CONFIGS / "robust_poe.yaml"), *toy_data(tmp_path))
         config = yaml.safe_load(MerCLI(poe, build=False).stored)
-        (job,) = specialist_jobs(run._replace(args=poe), config, ("p",), tmp_path).values()
+        (job,) = specialist_jobs(replace(run, args=poe), config, ("p",), tmp_path).values()
         assert MerCLI(job.args, build=False).config.model.options["modality_dropout"] == 0
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from examples.mer.convert import RestrictedUnpickler, convert
-from examples.mer.data import DataError
 from examples.mer.labels import read_table
+from examples.pipeline.errors import DataError
 
 CORPORA: dict[str, dict[str, dict[str, Any]]] = {
     "train_corpus": {

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from benchmarks.robustness import read_rows
 from examples.mer.__main__ import main
-from examples.mer.checkpoints import load_checkpoint
 from examples.mer.normalize import Standardizer
 from examples.mer.predict import Member, predictor
+from examples.pipeline.checkpoints import load_checkpoint
 from tests.examples.mer_runs import fails, toy_cli, write_config, write_toy
 
 FOLDS = ["--data.split_values", "{train: [0, 1, 2], test: 3}", "--data.folds", "3"]

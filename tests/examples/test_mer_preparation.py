@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from examples.mer.data import MultimodalSet
-from examples.mer.folds import assign_parts, fold_numbers
 from examples.mer.frames import assemble, pool
 from examples.mer.normalize import Standardizer, describe_features
+from examples.pipeline.folds import assign_parts, fold_numbers
 from tests.examples.mer_sets import SIZES, Rng, layout_data, npz_data, write_layout, write_npz
 
 # --- frames

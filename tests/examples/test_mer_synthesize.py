@@ -11,8 +11,9 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import f1_score
 
 from examples.mer import synthesize as module
-from examples.mer.data import DataError, MultimodalData, MultimodalSet
+from examples.mer.data import MultimodalData, MultimodalSet
 from examples.mer.synthesize import PRIOR, draw_codes, feature_names, make_world, synthesize
+from examples.pipeline.errors import DataError
 
 DIMENSIONS = {"audio": 1024, "text": 5120, "video": 768}
 

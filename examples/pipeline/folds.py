@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .sets import DataError
+from .errors import DataError
 
 
 def fold_numbers(label: np.ndarray, group: np.ndarray | None, folds: int, seed: int) -> np.ndarray:

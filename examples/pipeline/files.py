@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .sets import DataError
+from .errors import DataError
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,14 +50,16 @@ class StoreConfig(Callback):
 
 
 class EpochLines(Callback):
-    """Print the validation score every few epochs, where no progress bar shows it.
+    """Print validation scores every few epochs, where no progress bar shows them.
 
     Args:
+        scores: what to print: name of a score -> its title.
         every: number of epochs between two lines.
         label: put before each line, where several runs print.
     """
 
-    def __init__(self, every: int = 1, label: str = "") -> None:
+    def __init__(self, scores: Mapping[str, str], every: int = 1, label: str = "") -> None:
+        self.scores = dict(scores)
         self.every = every
         self.prefix = f"{label}: " if label else ""
 
@@ -64,10 +67,11 @@ class EpochLines(Callback):
         done = trainer.current_epoch + 1
         if trainer.progress_bar_callback is None and trainer.is_global_zero and done % self.every == 0:
             limit = "" if trainer.max_epochs in (None, -1) else f" of at most {trainer.max_epochs}"
-            score = float(trainer.callback_metrics["val_combined"])
+            found = {title: float(trainer.callback_metrics[f"val_{name}"]) for name, title in self.scores.items()}
             select = float(trainer.callback_metrics[MONITOR])
-            chosen_by = "" if select == score else f", selected by {select:.4f}"
-            print(f"{self.prefix}epoch {done}{limit}, validation combined {score:.4f}{chosen_by}", flush=True)
+            chosen_by = "" if select in found.values() else f", selected by {select:.4f}"
+            scores = ", ".join(f"{title} {value:.4f}" for title, value in found.items())
+            print(f"{self.prefix}epoch {done}{limit}, validation {scores}{chosen_by}", flush=True)
 
 
 class PatientStopping(EarlyStopping):

@@ -1,0 +1,1 @@
+"""What the pipelines share: command lines, training, jobs, files, folds."""
