@@ -11,6 +11,7 @@ To train on your own data, replace `samples` and the encoder.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 
@@ -108,6 +109,9 @@ def main() -> None:
             sys.exit("error: expected the gradients of one process")
     finally:
         if dist.is_initialized():
+            # A DDP model keeps the group, and so its threads, alive in a reference cycle: threads that are still there
+            # when Python ends can abort the process.
+            gc.collect()
             dist.destroy_process_group()
 
 
