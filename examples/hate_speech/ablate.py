@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.pipeline.arguments import Arguments, check_reference, count, find_config, split_overrides
+from examples.pipeline.arguments import Arguments, check_reference, count, find_parts, label_of, split_overrides
 from examples.pipeline.jobs import Job, check_complete, data_fingerprint, fingerprint, plan_jobs
 
 from .cli import HateCLI, corpus_of
@@ -19,9 +19,12 @@ from .report import DCL, pairs_of, report
 from .task import FROM_DATA, HateTask
 
 CONFIGS = Path(__file__).parent / "configs"
-PLAIN = ("encoder_only", "asrm", "token_level", "span_aware", "position_aware", "contrastive")
-ALL = (*PLAIN, *(f"{name}+{DCL}" for name in PLAIN))
 REFERENCE = "encoder_only"
+CALIBRATED = ("asrm", "token_level", "token_wide", "span_aware", "position_aware", "contrastive")
+PLAIN = (REFERENCE, *CALIBRATED)
+# Without a calibration nothing lies between a frozen encoder and what is pooled: contrastive losses teach their own
+# heads alone.
+ALL = (*PLAIN, *(f"{name}+{DCL}" for name in CALIBRATED))
 
 
 def ablate_command(args: Sequence[str]) -> None:
@@ -35,7 +38,7 @@ def ablate_command(args: Sequence[str]) -> None:
         "--configs",
         nargs="+",
         default=list(ALL),
-        help="names or YAML files; NAME+OTHER puts one after the other, as span_aware+dcl (default: all twelve)",
+        help="names or YAML files; NAME+OTHER puts one after the other, as span_aware+dcl (default: all thirteen)",
     )
     parser.add_argument("--seeds", type=count, default=5, help="number of seeds, from 0 on (default: %(default)s)")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
@@ -56,7 +59,7 @@ def ablate_command(args: Sequence[str]) -> None:
 def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     """Run the jobs of the parsed arguments and report what has finished."""
     jobs, data = plan(given, overrides)
-    done, failures = complete(jobs, wanted_of(given), keep=given.keep, workers=given.workers, threads=given.threads)
+    done, failures = complete(jobs, wanted_of(given), workers=given.workers, threads=given.threads)
     results = [done[job.path] for job in jobs if job.path in done]
     written: list[Path] = []
     if results:
@@ -69,7 +72,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
 
 def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Job], TextData]:
     """Check every configuration before the first run starts, and make the jobs."""
-    files = {label_of(name): [find_config(part, CONFIGS) for part in name.split("+")] for name in given.configs}
+    files = {label_of(name): find_parts(name, CONFIGS) for name in given.configs}
     if len(files) < len(given.configs):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(map(label_of, given.configs))}")
     check_reference("ablate", given.reference, list(files))
@@ -86,7 +89,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Job]
             span_sets(kept[key], wanted.spans)
         data = data or kept[key]
         _check(paths[0], cli, kept[key])
-        identity = fingerprint(cli, wanted.faithfulness, wanted.attention, spans)
+        identity = fingerprint(cli, wanted.faithfulness, wanted.attention, spans, kept[key].encoder.fingerprint)
         jobs += _jobs(name, identity, cli, given)
     assert data is not None
     return jobs, data
@@ -98,11 +101,6 @@ def _check_spans(root: str) -> str:
         return ""
     read_corpus(root)
     return data_fingerprint(root)
-
-
-def label_of(name: str) -> str:
-    """Name a configuration given as names or files: `x/span_aware.yaml+dcl` is `span_aware+dcl`."""
-    return "+".join(Path(part).stem for part in name.split("+"))
 
 
 def _check(file: Path, cli: HateCLI, data: TextData) -> None:
@@ -117,4 +115,6 @@ def _jobs(name: str, identity: str, cli: HateCLI, given: argparse.Namespace) -> 
     cache = cli.config.data.cache
     call = ("--data.cache", "null" if cache is None else str(cache))
     runs = {"seeds": range(given.seeds), "folds": given.folds, "by_seed": given.by_seed}
-    return plan_jobs(cli, name, corpus_of(cli.config.data.root), identity, given.out, call=call, **runs)
+    return plan_jobs(
+        cli, name, corpus_of(cli.config.data.root), identity, given.out, call=call, keep=given.keep, **runs
+    )

@@ -162,7 +162,8 @@ class TextData(L.LightningDataModule):
 
     def class_weight(self) -> Tensor:
         """Return weights ``(C,)`` of the classes: n / (C n_c) of the training posts, 0 without any."""
-        counts = np.bincount(self.sets["train"].labels, minlength=len(self.classes))
+        labels = [post.label for post in self.corpus.splits["train"]]  # no token states are needed for them
+        counts = np.bincount(labels, minlength=len(self.classes))
         weight = counts.sum() / (len(counts) * np.maximum(counts, 1)) * (counts > 0)
         return torch.from_numpy(weight).float()
 

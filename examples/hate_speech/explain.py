@@ -6,6 +6,7 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +19,19 @@ from mmrobust.masking import masked_mean
 from .batches import TextSet
 from .hatexplain import read_lines_corpus
 from .masking import hidden_words, lexicon, mask_word, read_list
-from .measure import all_scores, subset
+from .measure import all_scores
 from .metrics import neutral_class, softmax
 from .plots import plot_similarity, plot_space
 from .posts import Post
 from .rationales import marks_of, word_scores, words_of
-from .saliency import ATTENTION, CONTRIBUTION, GATE, MEANING, batches, predict
+from .saliency import ATTENTION, CHANGE, CONTRIBUTION, GATE, MEANING, PIECES, RANDOM, batches, predict
 from .shading import Shown, page, plot_words
 from .tables import read_lines
 from .trained import Trained, open_checkpoint
 
 SEED = 0
+SHOWN = [name for name in MEANING if name not in (RANDOM, PIECES)]
+LEAST_SPACE = 3  # fewer points have no neighbours to draw
 
 
 def explain_command(args: Sequence[str]) -> None:
@@ -42,7 +45,7 @@ def explain_command(args: Sequence[str]) -> None:
     parser.add_argument("--text", action="append", default=[], help="a text; may be given several times")
     parser.add_argument("--file", type=Path, help="texts, one a line, or posts as in HateXplain's JSON lines (.jsonl)")
     parser.add_argument("--limit", type=count, default=10, help="at most so many posts of the file, or of validation")
-    parser.add_argument("--scores", nargs="+", choices=list(MEANING), help="default: gate or attention; contribution")
+    parser.add_argument("--scores", nargs="+", choices=SHOWN, help="default: gate or attention; contribution")
     parser.add_argument("--mask-words", type=Path, help="file of offensive words, one a line, in place of the default")
     parser.add_argument("--unmasked", action="store_true", help="show offensive words in full")
     parser.add_argument("--space-posts", type=int, default=600, help="validation posts in the feature space; 0 = none")
@@ -55,15 +58,18 @@ def explain_command(args: Sequence[str]) -> None:
 def explain(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     """Explain the texts of the parsed arguments; without any, toxic validation posts with a rationale."""
     folder = given.out or given.checkpoint.parent / "explanation"
+    if given.space_posts and given.space_posts < LEAST_SPACE:
+        raise ValueError(f"explain: --space-posts: expected 0 or at least {LEAST_SPACE}, got {given.space_posts}")
     posts = read_posts(given)  # before the data is read, which takes longer
     listed = read_list(given.mask_words) if given.mask_words else None
     trained = open_checkpoint(given.checkpoint, overrides, folder / "configs")
-    rows = examples(trained, given.limit) if posts is None else trained.data.text_set(posts)
-    shown = show_posts(trained, rows, given, listed)
+    hidden = words_to_hide(trained, given, listed)
+    rows = trained.data.text_set(examples(trained, given.limit) if posts is None else posts)
+    shown = show_posts(trained, rows, given.scores, hidden)
     notes = [f"{rows.tokens.truncated} texts of more than {trained.data.max_tokens} tokens cut"]
     notes = notes if rows.tokens.truncated else []
-    if not given.unmasked:
-        notes.append("Offensive words are masked: those of the list given." if listed is not None else _MASKED)
+    if hidden is not None:
+        notes.append(_MASKED if hidden.rationale else "Offensive words are masked: those of the list given.")
     images = [folder / "words.png"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of emoji, which the font lacks
@@ -81,6 +87,26 @@ _MASKED = (
 )
 
 
+class Hidden(NamedTuple):
+    """Words to mask, and whether those that humans marked in the text itself are masked too."""
+
+    words: frozenset[str]
+    rationale: bool
+
+
+def words_to_hide(trained: Trained, given: argparse.Namespace, listed: frozenset[str] | None) -> Hidden | None:
+    """Tell which words are offensive; None where nothing is to be masked."""
+    if given.unmasked:
+        return None
+    if listed is not None:
+        return Hidden(listed, False)
+    words = lexicon(trained.data.corpus.splits["train"])
+    if not words:
+        why = "as nobody marked words in its training posts"
+        raise ValueError(f"explain: {trained.facts['data']}: expected --mask-words FILE, or --unmasked, {why}")
+    return Hidden(words, True)
+
+
 def read_posts(given: argparse.Namespace) -> list[Post] | None:
     """Read the texts asked for; None without any."""
     posts = [Post(f"text {i}", text, -100) for i, text in enumerate(given.text, 1)]
@@ -94,31 +120,41 @@ def read_posts(given: argparse.Namespace) -> list[Post] | None:
     return posts if given.text or given.file is not None else None
 
 
-def examples(trained: Trained, limit: int) -> TextSet:
+def examples(trained: Trained, limit: int) -> list[Post]:
     """Draw validation posts, toxic ones with a rationale where there are any."""
-    rows, neutral = trained.data.sets["val"], neutral_class(trained.data.classes)
-    toxic = [i for i, post in enumerate(rows.posts) if post.rationale and post.label != neutral]
-    toxic = toxic or list(range(len(rows)))
-    chosen = np.random.default_rng(SEED).permutation(toxic)[:limit]
-    return subset(rows, chosen.tolist())
+    posts, neutral = trained.data.corpus.splits["val"], neutral_class(trained.data.classes)
+    toxic = [post for post in posts if post.rationale and post.label != neutral] or posts
+    return [toxic[i] for i in np.random.default_rng(SEED).permutation(len(toxic))[:limit]]
 
 
-def show_posts(
-    trained: Trained, rows: TextSet, given: argparse.Namespace, listed: frozenset[str] | None
-) -> list[Shown]:
+def kinds_of(trained: Trained, asked: Sequence[str] | None) -> list[str]:
+    """Choose the kinds of scores to show; one that was asked for and that the model cannot give is an error."""
+    gated = trained.task.model.asrm is not None
+    kinds = list(asked or (GATE if gated else ATTENTION, CONTRIBUTION))
+    for kind in kinds:
+        if kind in (GATE, CHANGE) and not gated:
+            known = ", ".join(name for name in SHOWN if name not in (GATE, CHANGE))
+            raise ValueError(
+                f"explain: --scores: {kind!r} needs a calibration, which this model lacks; there are {known}"
+            )
+    return kinds
+
+
+def show_posts(trained: Trained, rows: TextSet, asked: Sequence[str] | None, hide: Hidden | None) -> list[Shown]:
     """Score the words of posts, and mask them."""
-    task, data = trained.task, trained.data
-    scores = all_scores(task, data, rows, attention=GATE not in (given.scores or [GATE]) or task.model.asrm is None)
-    kinds = given.scores or [GATE if GATE in scores else ATTENTION, CONTRIBUTION]
+    task, data, kinds = trained.task, trained.data, kinds_of(trained, asked)
+    scores = all_scores(task, data, rows, attention=ATTENTION in kinds)
+    if asked and ATTENTION in asked and ATTENTION not in scores:
+        raise ValueError("explain: --scores: expected no 'attention', which this encoder does not return")
     kinds = [kind for kind in kinds if kind in scores]
-    hide = listed if listed is not None else lexicon(data.corpus.splits["train"])
     probabilities = softmax(predict(task, rows)) if len(rows) else np.zeros((0, 1))
     shown = []
     for i, post in enumerate(rows.posts):
         words = words_of(post)
-        hidden = hidden_words(post, words, hide, rationale=listed is None) & (not given.unmasked)
         texts = [post.text[start:end] for start, end in words]
-        texts = [mask_word(word) if one else word for word, one in zip(texts, hidden, strict=True)]
+        if hide is not None:
+            hidden = hidden_words(post, words, hide.words, rationale=hide.rationale)
+            texts = [mask_word(word) if one else word for word, one in zip(texts, hidden, strict=True)]
         said = int(probabilities[i].argmax())
         title = f"{post.id}: predicted {data.classes[said]} ({probabilities[i, said]:.2f})"
         title += f", labelled {data.classes[post.label]}" if 0 <= post.label < len(data.classes) else ""
@@ -130,10 +166,12 @@ def show_posts(
 
 def draw_space(trained: Trained, folder: Path, limit: int) -> list[Path]:
     """Draw validation posts before and after the calibration: feature space, and similarities of pairs."""
-    rows = trained.data.sets["val"]
-    chosen = np.random.default_rng(SEED).permutation(len(rows))[:limit]
-    rows = subset(rows, np.sort(chosen).tolist())
+    posts = trained.data.corpus.splits["val"]
+    chosen = np.random.default_rng(SEED).permutation(len(posts))[:limit]
+    rows = trained.data.text_set([posts[i] for i in np.sort(chosen)])
     before, after = pooled(trained, rows)
+    if trained.task.model.asrm is None:
+        after = None
     paths = [folder / "feature_space.png", folder / "similarity.png"]
     save_figure(plot_space(before, after, rows.labels, trained.data.classes), paths[0])
     save_figure(plot_similarity(before, after, rows.labels), paths[1])
@@ -148,7 +186,6 @@ def pooled(trained: Trained, rows: TextSet) -> tuple[np.ndarray, np.ndarray]:
     for index, batch in batches(rows):
         mask = batch["mask"].to(task.device)
         output = task.model(batch["inputs"].to(task.device), mask, return_gate=True)
-        states = output.tokens if output.gate is None else output.tokens / output.gate.clamp(min=1e-6)
-        for place, tokens in enumerate((states, output.tokens)):
+        for place, tokens in enumerate((output.states, output.tokens)):
             vectors[place, index] = masked_mean(tokens, mask).double().cpu().numpy()
     return vectors[0], vectors[1]

@@ -14,11 +14,11 @@ from .cli import HateCLI
 from .measure import Wanted, measure
 
 
-def execute(job: Job, wanted: Wanted, keep: bool) -> Result:
-    """Train, select on validation, evaluate on test, write the result; `keep` its checkpoint in a folder beside it."""
+def execute(job: Job, wanted: Wanted) -> Result:
+    """Train, select on validation, evaluate on test, write the result."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        words = [*job.words, "--trainer.default_root_dir", job.path.removesuffix(".json") if keep else folder]
+        words = [*job.words, "--trainer.default_root_dir", str(job.folder) if job.keep else folder]
         cli = HateCLI(words, keep_last=False, trainer={"enable_progress_bar": False}, name=job.config)
         best = cli.train()
     views = measure(cli.model, cli.datamodule, wanted)
@@ -26,10 +26,10 @@ def execute(job: Job, wanted: Wanted, keep: bool) -> Result:
 
 
 def complete(
-    jobs: Sequence[Job], wanted: Wanted, *, keep: bool, workers: int, threads: int
+    jobs: Sequence[Job], wanted: Wanted, *, workers: int, threads: int
 ) -> tuple[dict[str, Result], list[Outcome]]:
     """Run all jobs with a line for each; return the results by path, and the failures."""
-    return shared.complete(jobs, partial(execute, wanted=wanted, keep=keep), _summary, workers=workers, threads=threads)
+    return shared.complete(jobs, partial(execute, wanted=wanted), _summary, workers=workers, threads=threads)
 
 
 def _summary(result: Result) -> str:

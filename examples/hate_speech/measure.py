@@ -15,9 +15,9 @@ from .data import TextData
 from .encoders import Tokens
 from .metrics import bias_view, class_view, confusion_view, neutral_class, scores_of, toxicity
 from .posts import Range
-from .rationales import Spans, marks_of, plausibility, word_scores, words_of
+from .rationales import Spans, marks_of, pieces, plausibility, word_scores, words_of
 from .readers import read_corpus
-from .saliency import ATTENTION, Scores, attention_scores, faithfulness, predict, token_scores
+from .saliency import ATTENTION, PIECES, RANDOM, Scores, attention_scores, faithfulness, predict, token_scores
 from .task import HateTask
 
 Views = dict[str, View]
@@ -81,8 +81,7 @@ def rationale_view(task: HateTask, data: TextData, rows: TextSet, wanted: Wanted
     words = [words_of(post) for post in rows.posts]
     marks = [marks_of(post, ranges) for post, ranges in zip(rows.posts, words, strict=True)]
     view: View = {}
-    for name, scores in all_scores(task, data, rows, attention=wanted.attention).items():
-        of_words = _of_words(rows, scores, words)
+    for name, of_words in scores_of_words(task, data, rows, words, attention=wanted.attention).items():
         view[name] = dict(plausibility(of_words, marks)._asdict())
         if wanted.faithfulness:
             view[name] |= faithfulness(task, data, rows, words, of_words)
@@ -94,8 +93,8 @@ def span_view(task: HateTask, data: TextData, wanted: Wanted) -> View:
     found: dict[str, dict[str, Spans]] = {}
     for part, rows in span_sets(data, wanted.spans).items():
         words, true = [words_of(post) for post in rows.posts], [post.rationale or () for post in rows.posts]
-        for name, scores in all_scores(task, data, rows, attention=wanted.attention).items():
-            found.setdefault(name, {})[part] = Spans(words, _of_words(rows, scores, words), true)
+        for name, scores in scores_of_words(task, data, rows, words, attention=wanted.attention).items():
+            found.setdefault(name, {})[part] = Spans(words, scores, true)
     view: View = {}
     for name, spans in found.items():
         threshold = spans["val"].best_threshold()
@@ -115,6 +114,15 @@ def span_sets(data: TextData, root: str) -> dict[str, TextSet]:
     return sets
 
 
-def _of_words(rows: TextSet, scores: Sequence[np.ndarray], words: Sequence[Sequence[Range]]) -> list[np.ndarray]:
-    triples = zip(rows.tokens.offsets, scores, words, strict=True)
-    return [word_scores(offsets, one, ranges) for offsets, one, ranges in triples]
+def scores_of_words(
+    task: HateTask, data: TextData, rows: TextSet, words: Sequence[Sequence[Range]], *, attention: bool
+) -> dict[str, list[np.ndarray]]:
+    """Give every kind of score for words, ``(W,)`` per post, and two that know nothing of the model."""
+    found = {}
+    for name, scores in all_scores(task, data, rows, attention=attention).items():
+        triples = zip(rows.tokens.offsets, scores, words, strict=True)
+        found[name] = [word_scores(offsets, one, ranges) for offsets, one, ranges in triples]
+    rng = np.random.default_rng(0)
+    found[RANDOM] = [rng.random(len(ranges)) for ranges in words]
+    found[PIECES] = [pieces(offsets, ranges) for offsets, ranges in zip(rows.tokens.offsets, words, strict=True)]
+    return found

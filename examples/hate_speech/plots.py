@@ -133,18 +133,19 @@ def plot_rationales(frame: pd.DataFrame) -> Figure:
 # --- one model
 
 
-def plot_space(before: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+def plot_space(before: np.ndarray, after: np.ndarray | None, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw pooled vectors before and after the calibration, by PCA and by t-SNE.
 
     Args:
         before: `(N, H)`, means of the encoder's states.
-        after: `(N, H)`, means of the calibrated ones.
+        after: `(N, H)`, means of the calibrated ones; None without a calibration.
         labels: `(N,)`.
         classes: Their names.
     """
-    figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for down, (when, vectors) in enumerate((("before", before), ("after", after))):
+    stages = _stages(before, after)
+    figure = Figure(figsize=(WIDTH, 4.0 * len(stages)), layout="constrained")
+    panels = figure.subplots(len(stages), 2, squeeze=False)
+    for down, (when, vectors) in enumerate(stages.items()):
         neighbours = min(PERPLEXITY, max((len(vectors) - 1) / 3, 1.0))
         flat = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors)
         near = TSNE(2, perplexity=neighbours, init="random", random_state=0).fit_transform(flat)
@@ -153,7 +154,7 @@ def plot_space(before: np.ndarray, after: np.ndarray, labels: np.ndarray, classe
                 rows = labels == code
                 look = {"s": 9, "alpha": 0.6, "linewidths": 0, "color": COLORS[1 + code % (len(COLORS) - 1)]}
                 axes.scatter(points[rows, 0], points[rows, 1], marker=MARKERS[code % len(MARKERS)], label=label, **look)
-            axes.set_title(f"{when} the calibration, {name}", fontsize=10, loc="left")
+            axes.set_title(f"{when}, {name}", fontsize=10, loc="left")
             axes.set_xticks([])
             axes.set_yticks([])
     handles, names = panels[0, 0].get_legend_handles_labels()
@@ -161,13 +162,20 @@ def plot_space(before: np.ndarray, after: np.ndarray, labels: np.ndarray, classe
     return figure
 
 
-def plot_similarity(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> Figure:
+def _stages(before: np.ndarray, after: np.ndarray | None) -> dict[str, np.ndarray]:
+    if after is None:
+        return {"no calibration": before}
+    return {"before the calibration": before, "after the calibration": after}
+
+
+def plot_similarity(before: np.ndarray, after: np.ndarray | None, labels: np.ndarray) -> Figure:
     """Draw how similar pairs of samples are, of one class and of two, before and after the calibration."""
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    stages = _stages(before, after)
+    figure = Figure(figsize=(WIDTH * len(stages) / 2, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0]
     pairs = np.triu_indices(len(labels), 1)
     same = labels[pairs[0]] == labels[pairs[1]]
-    for axes, when, vectors in zip(panels, ("before", "after"), (before, after), strict=True):
+    for axes, (when, vectors) in zip(panels, stages.items(), strict=True):
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         cosine = (unit @ unit.T)[pairs]
         gap = 0.0
@@ -178,7 +186,7 @@ def plot_similarity(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -
                 )
         if same.any() and (~same).any():
             gap = cosine[same].mean() - cosine[~same].mean()
-        axes.set_title(f"{when} the calibration: means differ by {gap:.3f}", fontsize=10, loc="left")
+        axes.set_title(f"{when}: means differ by {gap:.3f}", fontsize=10, loc="left")
         axes.set_xlabel("Cosine similarity of two samples")
         tidy_axes(axes)
     panels[0].set_ylabel("Density")

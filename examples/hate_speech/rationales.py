@@ -54,12 +54,22 @@ def word_scores(offsets: np.ndarray, scores: np.ndarray, words: Sequence[Range])
     """
     if not len(words):
         return np.zeros(0)
-    real = offsets[:, 0] < offsets[:, 1]
-    offsets, scores = offsets[real], scores[real].astype(np.float64)
-    starts, ends = np.array(words).T[:, :, None]
-    touches = (offsets[:, 0] < ends) & (starts < offsets[:, 1])
+    touches, real = _touches(offsets, words)
+    scores = scores[real].astype(np.float64)
     lowest = scores.min(initial=np.inf) if len(scores) else 0.0
     return np.where(touches, scores, lowest).max(1, initial=lowest)
+
+
+def pieces(offsets: np.ndarray, words: Sequence[Range]) -> np.ndarray:
+    """Count the tokens of each word, 0 of one that was cut off, as float64 ``(W,)``."""
+    return _touches(offsets, words)[0].sum(1).astype(np.float64) if len(words) else np.zeros(0)
+
+
+def _touches(offsets: np.ndarray, words: Sequence[Range]) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which real tokens share characters with which words ``(W, T')``, and which tokens are real ``(T,)``."""
+    real = offsets[:, 0] < offsets[:, 1]
+    starts, ends = np.array(words).T[:, :, None]
+    return (offsets[real, 0] < ends) & (starts < offsets[real, 1]), real
 
 
 def top_words(scores: np.ndarray, count: int = TOP) -> np.ndarray:

@@ -103,13 +103,14 @@ def report(
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
-    """List what else to compare: spans with single tokens, each with and without contrastive learning.
+    """List what else to compare: spans with single tokens, also of the same size, and with and without contrast.
 
     Example:
         >>> pairs_of(["asrm", "asrm+dcl", "token_level", "span_aware"])
         [('span_aware', 'token_level'), ('asrm+dcl', 'asrm')]
     """
-    wanted = [(f"span_aware{end}", f"token_level{end}") for end in ("", f"+{DCL}")]
+    alone = ("token_level", "token_wide")
+    wanted = [(f"span_aware{end}", f"{one}{end}") for end in ("", f"+{DCL}") for one in alone]
     wanted += [(name, name.removesuffix(f"+{DCL}")) for name in names if name.endswith(f"+{DCL}")]
     return [pair for pair in wanted if set(pair) <= set(names)]
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from .task import HateTask
 
 ROWS = 64
-GATE, CHANGE, CONTRIBUTION, GRADIENT, ATTENTION, RANDOM = (
+GATE, CHANGE, CONTRIBUTION, GRADIENT, ATTENTION, RANDOM, PIECES = (
     "gate",
     "change",
     "contribution",
     "gradient",
     "attention",
     "random",
+    "pieces",
 )
 MEANING = {
     GATE: "mean over channels of |gate - 1|",
@@ -35,7 +36,8 @@ MEANING = {
     CONTRIBUTION: "what the calibrated token adds to the log odds of toxic against normal: gradient times token",
     GRADIENT: "gradient of these log odds times the encoder's state (or input embedding, where it is fine-tuned)",
     ATTENTION: "attention that the token receives in the last layer of the encoder, mean over heads and tokens",
-    RANDOM: "random numbers, to compare with",
+    RANDOM: "a random number per word, to compare with",
+    PIECES: "number of pieces that the tokenizer cuts the word into, to compare with: rare words are marked more often",
 }
 Scores = dict[str, list[np.ndarray]]
 
@@ -57,18 +59,16 @@ def predict(task: HateTask, rows: TextSet) -> np.ndarray:
     return logits
 
 
-def token_scores(task: HateTask, rows: TextSet, *, seed: int = 0) -> Scores:
-    """Give what is in `MEANING`, but attention, for all tokens of a set: by name, ``(T,)`` per post.
+def token_scores(task: HateTask, rows: TextSet) -> Scores:
+    """Give gates, gradients and what comes of them for all tokens of a set: by name, ``(T,)`` per post.
 
     Models without a calibration have no `gate` and no `change`.
     """
     task.eval()
-    rng = np.random.default_rng(seed)
     found: Scores = {}
     for index, batch in batches(rows):
         inputs, mask = batch["inputs"].to(task.device), batch["mask"].to(task.device)
         scores = _batch_scores(task, inputs, mask)
-        scores[RANDOM] = torch.from_numpy(rng.random(mask.shape))
         for name, values in scores.items():
             each = found.setdefault(name, [np.zeros(0)] * len(rows))
             for row, length, one in zip(index, rows.lengths[index], values.double().cpu().numpy(), strict=True):
@@ -90,7 +90,7 @@ def _batch_scores(task: HateTask, inputs: Tensor, mask: Tensor) -> dict[str, Ten
     if output.gate is not None:
         gate = output.gate.detach()
         scores[GATE] = (gate - 1).abs().mean(-1)
-        scores[CHANGE] = (tokens - tokens / gate.clamp(min=1e-6)).norm(dim=-1)
+        scores[CHANGE] = (tokens - output.states.detach()).norm(dim=-1)
     return scores
 
 
@@ -134,9 +134,12 @@ def attention_scores(encoder: TextEncoder, model: nn.Module, posts: Sequence[Pos
     rows = TextSet(posts, encoder.encode(posts), None, encoder.pad_id)
     device, before = next(model.parameters()).device, model.config._attn_implementation
     training, found = model.training, [np.zeros(0)] * len(posts)
-    model.eval()
     try:
         model.set_attn_implementation("eager")  # the others do not return it
+    except ValueError:
+        return None
+    model.eval()
+    try:
         for index, batch in batches(rows):
             ids, mask = batch["inputs"].to(device), batch["mask"].to(device)
             layers = model(input_ids=ids, attention_mask=mask.long(), output_attentions=True).attentions
@@ -146,8 +149,6 @@ def attention_scores(encoder: TextEncoder, model: nn.Module, posts: Sequence[Pos
             received = (weights.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
             for row, length, one in zip(index, rows.lengths[index], received, strict=True):
                 found[row] = one[:length]
-    except ValueError:
-        return None
     finally:
         model.set_attn_implementation(before)
         model.train(training)

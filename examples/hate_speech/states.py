@@ -78,11 +78,18 @@ def _compute(encoder: TextEncoder, rows: TextSet, flat: np.ndarray, device: str 
     model, training = encoder.model, encoder.model.training
     home = next(model.parameters()).device
     model.to(place).eval()
+    try:
+        _fill(encoder, rows, flat, place)
+    finally:
+        model.to(home).train(training)
+
+
+def _fill(encoder: TextEncoder, rows: TextSet, flat: np.ndarray, place: torch.device) -> None:
     starts, done, said = np.cumsum(rows.lengths) - rows.lengths, 0, time.monotonic()
     for index in batches_by_length(rows.lengths, TOKENS_PER_BATCH.get(place.type, TOKENS_PER_BATCH["cpu"])):
         batch = rows[index]
         with torch.inference_mode():
-            output = model(input_ids=batch["inputs"].to(place), attention_mask=batch["mask"].to(place).long())
+            output = encoder.model(input_ids=batch["inputs"].to(place), attention_mask=batch["mask"].to(place).long())
             states = output.last_hidden_state.half().cpu().numpy()
         for one, start, length in zip(states, starts[index], rows.lengths[index], strict=True):
             flat[start : start + length] = one[:length]
@@ -92,7 +99,6 @@ def _compute(encoder: TextEncoder, rows: TextSet, flat: np.ndarray, device: str 
         if time.monotonic() - said > SECONDS_BETWEEN_LINES:
             print(f"token states of {encoder.name}: {done} of {len(rows)} texts", file=sys.stderr, flush=True)
             said = time.monotonic()
-    model.to(home).train(training)
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> tuple[TextSet, tuple[int, int]]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from examples.pipeline.errors import check_choice, check_number, check_options
+from examples.pipeline.errors import check_number, check_option, check_options
 from mmrobust import ASRM, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM
 from mmrobust.models.text import DualContrastiveTextClassifier
 
@@ -139,6 +139,10 @@ class HateTask(LightningModule):
             self.log(f"val_{name}", value, prog_bar=name == "select")
         self.metrics.reset()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the encoder was, whose weights a frozen one does not leave in the checkpoint."""
+        checkpoint["encoder"] = self.trainer.datamodule.encoder.fingerprint
+
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.hparams
         # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
@@ -168,7 +172,7 @@ class HateTask(LightningModule):
 
 def build_asrm(name: str, options: Mapping[str, Any] | None, hidden: int, classes: int) -> nn.Module | None:
     """Construct a calibration, naming the option and the allowed ones when a configuration is wrong."""
-    kind = ASRMS[check_choice("model.asrm", name, ASRMS)]
+    kind = ASRMS[check_option("model.asrm", name, ASRMS)]
     if kind is None:
         if options:
             raise ValueError(f"model.asrm_options: expected none with asrm none, got {', '.join(options)}")

@@ -67,6 +67,11 @@ def open_checkpoint(path: Path, overrides: Sequence[str], folder: Path) -> Train
     if classes != list(cli.datamodule.classes):
         found = ", ".join(cli.datamodule.classes)
         raise ValueError(f"{path}: expected data of the classes {', '.join(classes)}, got {found}")
+    if checkpoint.get("encoder", found_encoder := cli.datamodule.encoder.fingerprint) != found_encoder:
+        name = cli.datamodule.encoder_name
+        raise ValueError(
+            f"{path}: expected the encoder that it was trained on, {name!r} has other weights or options now"
+        )
     check_fits(path, checkpoint, cli.model)
     cli.model.load_state_dict(checkpoint["state_dict"])
     cli.model.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from examples.pipeline.errors import check_choice, check_number, check_options
+from examples.pipeline.errors import check_number, check_option, check_options
 from mmrobust.losses.classification import FocalLabelSmoothingLoss, FocalLoss, LabelSmoothingCrossEntropy
 from mmrobust.models import AttentionFusionClassifier, VariationalFusionClassifier
 
@@ -32,7 +32,7 @@ def build_model(
     family: str, options: Mapping[str, Any] | None, in_features: Mapping[str, int], **from_data: Any
 ) -> nn.Module:
     """Construct a model of `family`, naming the option and the allowed ones when a config is wrong."""
-    model = FAMILIES[check_choice("model.family", family, FAMILIES)]
+    model = FAMILIES[check_option("model.family", family, FAMILIES)]
     options = check_options(f"model.options (family {family})", options, model, exclude=FROM_DATA)
     from_data["sequences"] = tuple(from_data["sequences"] or ())
     return model(in_features, **from_data, **options)
@@ -40,7 +40,7 @@ def build_model(
 
 def build_loss(loss: str, options: Mapping[str, Any] | None) -> nn.Module:
     """Construct a classification loss that leaves out the rows labelled -1."""
-    kind = LOSSES[check_choice("model.loss", loss, LOSSES)]
+    kind = LOSSES[check_option("model.loss", loss, LOSSES)]
     fixed = frozenset({"ignore_index", "reduction", "validate"})
     options = check_options(f"model.loss_options (loss {loss})", options, kind, exclude=fixed)
     if loss == "cross_entropy":
@@ -55,8 +55,8 @@ def check_training(settings: Mapping[str, Any], selection: Sequence[str], absenc
         ValueError: naming the first that is wrong.
     """
     for view in selection:
-        check_choice("model.selection", view, dict.fromkeys(VIEWS))
-    check_choice("model.select_by", settings["select_by"], dict.fromkeys(("combined", "likelihood")))
+        check_option("model.selection", view, VIEWS)
+    check_option("model.select_by", settings["select_by"], ("combined", "likelihood"))
     for name, high in (("views", inf), ("full_weight", 1.0), ("average", 1.0), ("consistency", inf)):
         if settings[name] is not None:
             check_number(f"model.{name}", settings[name], 0, high)

@@ -47,6 +47,23 @@ def find_config(name: str, folder: Path, *, others: Sequence[str] = ()) -> Path:
     raise FileNotFoundError(f"{name}: no such configuration; expected a YAML file or one of {known}")
 
 
+def find_parts(name: str, folder: Path) -> list[Path]:
+    """Find the files of NAME+OTHER, which are put one after the other; the others are in `variants`, or like the first.
+
+    Raises:
+        FileNotFoundError: naming those that there are.
+    """
+    first, *others = name.split("+")
+    variants = folder / "variants"
+    known = {path.stem for path in variants.glob("*.yaml")}
+    return [find_config(first, folder), *(find_config(one, variants if one in known else folder) for one in others)]
+
+
+def label_of(name: str) -> str:
+    """Name a configuration given as names or files: `x/span_aware.yaml+dcl` is `span_aware+dcl`."""
+    return "+".join(Path(part).stem for part in name.split("+"))
+
+
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate a command's own words from settings of data, model, trainer and early stopping with their values."""
     own, overrides = [], []

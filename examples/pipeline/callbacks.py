@@ -35,7 +35,7 @@ class EpochSeed(Callback):
 class StoreConfig(Callback):
     """Write the configuration and the validation scores into each checkpoint.
 
-    `evaluate` then needs nothing but the file and the data: standardisation is measured again on its training rows.
+    `evaluate` then needs nothing but the file and the data.
     """
 
     def __init__(self, name: str, config: str) -> None:

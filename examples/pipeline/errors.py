@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 DEBUG = "PIPELINE_DEBUG"  # this variable lets errors through with their traceback, in processes of `ablate` too
 
 
@@ -13,15 +14,10 @@ class DataError(ValueError):
     """Input that cannot be used; the message is one line: file, key or row, and what is expected."""
 
 
-def check_option(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ``DataError`` unless ``value`` is one of ``allowed``."""
+def check_option(name: str, value: T, allowed: Collection[object]) -> T:
+    """Return ``value``; raise ``DataError`` unless it is one of ``allowed``."""
     if value not in allowed:
         raise DataError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
-
-
-def check_choice(where: str, value: str, allowed: Mapping[str, Any]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}")
     return value
 
 

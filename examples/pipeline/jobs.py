@@ -42,6 +42,7 @@ class Job:
         args: words for the command line of the pipeline, without seed and fold.
         path: the JSON file of the result.
         fingerprint: hash of all that the result depends on, besides seed and fold.
+        keep: whether its checkpoint stays, in `folder` beside the result.
     """
 
     config: str
@@ -51,6 +52,11 @@ class Job:
     args: tuple[str, ...]
     path: str
     fingerprint: str
+    keep: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path.removesuffix(".json"))
 
     @property
     def label(self) -> str:
@@ -66,7 +72,8 @@ class Job:
             result: Result = json.loads(Path(self.path).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return result if result.get("fingerprint") == self.fingerprint else None
+        there = not self.keep or (self.folder / "best.ckpt").is_file()
+        return result if there and result.get("fingerprint") == self.fingerprint else None
 
     def store(self, started: float, **found: Any) -> Result:
         """Write the result of a run that began at `started`, by `time.perf_counter`."""
@@ -99,6 +106,7 @@ def plan_jobs(
     folds: Sequence[int],
     by_seed: bool = False,
     call: Sequence[str] = (),
+    keep: bool = False,
 ) -> list[Job]:
     """Make the jobs of a configuration that has been checked.
 
@@ -112,12 +120,13 @@ def plan_jobs(
         folds: Folds of the data.
         by_seed: Whether each seed runs on one fold only, in turn.
         call: More words, which do not change the result.
+        keep: Whether checkpoints stay.
     """
     words = ("--config", str(store_config(cli.stored, out / "configs" / f"{name}-{identity}.yaml")), *call)
     in_turn = [(seed, folds[index % len(folds)]) for index, seed in enumerate(seeds)]
     wanted = in_turn if by_seed else product([seed for seed, _ in in_turn], folds)
     return [
-        Job(name, data, seed, fold, words, str(out / "runs" / f"{name}-seed{seed}-fold{fold}.json"), identity)
+        Job(name, data, seed, fold, words, str(out / "runs" / f"{name}-seed{seed}-fold{fold}.json"), identity, keep)
         for seed, fold in wanted
     ]
 

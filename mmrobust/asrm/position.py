@@ -90,5 +90,5 @@ def _positions(x: Tensor, keep: Tensor | None, features: int) -> Tensor:
     upto = real.cumsum(1)
     places = torch.stack([upto - real, real.sum(1, keepdim=True) - upto], dim=2)
     waves = torch.arange(features // 4, device=x.device, dtype=real.dtype)
-    angles = places.unsqueeze(3) * torch.exp(-math.log(10_000.0) * waves / max(features // 4, 1))
+    angles = places.unsqueeze(3) * torch.exp(-math.log(10_000.0) * waves / (features // 4))
     return torch.cat([angles.sin(), angles.cos()], dim=3).flatten(2).to(x.dtype)

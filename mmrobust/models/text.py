@@ -21,12 +21,17 @@ Encoder = Callable[..., Any]
 
 
 class TextClassifierOutput(NamedTuple):
-    """``logits (B, C)``, ``pooled (B, H)``, calibrated ``tokens (B, T, H)``, and their ``gate`` where asked for."""
+    """What the model returns.
+
+    ``logits (B, C)``; ``pooled (B, H)``; calibrated ``tokens (B, T, H)``; their ``gate`` where asked for; ``states``,
+    the tokens before the calibration.
+    """
 
     logits: Tensor
     pooled: Tensor
     tokens: Tensor
     gate: Tensor | None
+    states: Tensor
 
 
 class TextLossOutput(NamedTuple):
@@ -131,6 +136,9 @@ class DualContrastiveTextClassifier(nn.Module):
         self.head = nn.Linear(hidden_features, num_classes)
         self.supervised_head = ProjectionHead(hidden_features, projection_features)
         self.self_supervised_head = ProjectionHead(hidden_features, projection_features)
+        # A head that no loss reads wants no gradient, or DistributedDataParallel would wait for it.
+        self.supervised_head.requires_grad_(supervised_weight > 0)
+        self.self_supervised_head.requires_grad_(self_supervised_weight > 0)
         self.focal = FocalLabelSmoothingLoss(gamma, smoothing, weight=class_weight)
 
     def extra_repr(self) -> str:
@@ -149,20 +157,17 @@ class DualContrastiveTextClassifier(nn.Module):
             ValueError: If a shape is wrong, also of what the encoder returns.
         """
         where = "DualContrastiveTextClassifier"
-        check_tensor(where, "inputs", inputs)
-        if inputs.dim() < 2:
-            raise ValueError(f"{where}: expected inputs of shape (B, T) or (B, T, H), got {tuple(inputs.shape)}")
-        keep = as_mask(where, "mask", mask, B=inputs.shape[0], T=inputs.shape[1])
+        keep = _checked_mask(where, inputs, mask)
         tokens = self._encode(inputs, keep)
         check_shape(where, "the encoder's output", tokens, B=inputs.shape[0], T=inputs.shape[1], H=self.hidden_features)
-        tokens = self.dropout(zero_missing(tokens, keep))
+        states = tokens = self.dropout(zero_missing(tokens, keep))
         gate: Tensor | None = None
         if self.asrm is not None and return_gate:
             tokens, gate = self.asrm(tokens, keep, return_gate=True)
         elif self.asrm is not None:
             tokens = self.asrm(tokens, keep)
         pooled = masked_mean(tokens, keep) if self.pooling == "mean" else _first(tokens, keep)
-        return TextClassifierOutput(self.head(self.dropout(pooled)), pooled, tokens, gate)
+        return TextClassifierOutput(self.head(self.dropout(pooled)), pooled, tokens, gate, states)
 
     def loss(self, inputs: Tensor, mask: Tensor | None, labels: Tensor) -> TextLossOutput:
         """Return the training loss of a batch with ``labels (B,)`` in [0, C); -100 = no label.
@@ -175,13 +180,13 @@ class DualContrastiveTextClassifier(nn.Module):
             ValueError: If a shape is wrong.
         """
         where = "DualContrastiveTextClassifier.loss"
-        check_tensor(where, "inputs", inputs)
+        keep = _checked_mask(where, inputs, mask)
         check_integers(where, "labels", labels)
         check_shape(where, "labels", labels, B=inputs.shape[0])
         size, views = inputs.shape[0], 2 if self.supervised_weight or self.self_supervised_weight else 1
-        keep = None if mask is None else mask.repeat(views, 1)
+        keep = None if keep is None else keep.repeat(views, 1)
         both, output = labels.repeat(views), self(torch.cat([inputs] * views), keep)
-        real = None if keep is None else (keep != 0).any(1)
+        real = None if keep is None else keep.any(1)
         nothing = widen(output.logits.new_zeros(()))
         supervised = self_supervised = separation = nothing
         if self.supervised_weight:
@@ -227,6 +232,13 @@ def _is_transformer(encoder: Encoder) -> bool:
     except ValueError:  # some built-in functions have none
         return False
     return {"input_ids", "attention_mask"} <= names
+
+
+def _checked_mask(where: str, inputs: Tensor, mask: Tensor | None) -> Tensor | None:
+    check_tensor(where, "inputs", inputs)
+    if inputs.dim() < 2:
+        raise ValueError(f"{where}: expected inputs of shape (B, T) or (B, T, H), got {tuple(inputs.shape)}")
+    return as_mask(where, "mask", mask, B=inputs.shape[0], T=inputs.shape[1])
 
 
 def _first(tokens: Tensor, keep: Tensor | None) -> Tensor:

@@ -59,7 +59,7 @@ class TestFit:
         self, words: list[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert main(["fit", *words, "--config", str(CONFIGS / "dcl.yaml"), "--seed_everything", "3"]) == 0
+        assert main(["fit", *words, "--config", str(CONFIGS / "variants" / "dcl.yaml"), "--seed_everything", "3"]) == 0
         run = tmp_path / "runs" / "hate_speech" / "span_aware-dcl" / root.name / "seed3-fold0"
         assert (run / "best.ckpt").is_file()
 
@@ -70,7 +70,7 @@ class TestFit:
         assert "already there; give --ckpt_path last.ckpt to go on" in fails(capsys, "fit", *words, *run)
 
     def test_fine_tunes(self, words: list[str], tmp_path: Path) -> None:
-        more = ["--config", str(CONFIGS / "finetune.yaml"), "--trainer.default_root_dir", str(tmp_path)]
+        more = ["--config", str(CONFIGS / "variants" / "finetune.yaml"), "--trainer.default_root_dir", str(tmp_path)]
         assert main(["fit", *words, *more]) == 0
         assert any("model.encoder" in key for key in torch.load(tmp_path / "best.ckpt")["state_dict"])
 

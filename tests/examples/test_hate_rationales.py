@@ -168,7 +168,7 @@ def test_scores_of_every_calibration(root: Path, asrm: str, frozen: bool) -> Non
     task, rows = task_of(data, asrm=asrm), data.sets["test"]
     scores = token_scores(task, rows)
     gates = set() if asrm == "none" else {"gate", "change"}
-    assert set(scores) == {"contribution", "gradient", "random"} | gates
+    assert set(scores) == {"contribution", "gradient"} | gates
     for each in scores.values():
         assert [len(one) for one in each] == rows.lengths.tolist()
         assert all(np.isfinite(one).all() for one in each)
@@ -237,7 +237,7 @@ def test_measures_everything(root: Path, tmp_path: Path) -> None:
     spans = str(sets.write_spans(tmp_path))
     views = measure(task_of(data, asrm="span"), data, Wanted(faithfulness=True, attention=True, spans=spans))
     assert set(views) == {"val", "test", "class", "confusion", "bias", "rationale", "spans"}
-    kinds = {"contribution", "gradient", "gate", "change", "random", "attention"}
+    kinds = {"contribution", "gradient", "gate", "change", "random", "pieces", "attention"}
     assert set(views["rationale"]) == set(views["spans"]) == kinds
     assert views["rationale"]["gate"]["posts"] == 8
     assert {"comprehensiveness", "sufficiency", "auprc"} <= set(views["rationale"]["gate"])
