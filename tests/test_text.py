@@ -169,6 +169,12 @@ def test_one_text_and_one_class() -> None:
         (lambda: build().loss(torch.zeros(6, 5, H), None, torch.zeros(6)), TypeError, "labels"),
         (lambda: build().loss(torch.zeros(6, 5, H), None, torch.zeros(5, dtype=torch.int64)), ValueError, "labels"),
         (lambda: build()(batch()[0], torch.ones(6, 5)), TypeError, "mask"),
+        # The sizes of the batch, not of its two passes.
+        (
+            lambda: build().loss(torch.zeros(6, 5, H), torch.ones(6, 4, dtype=torch.bool), batch()[2]),
+            ValueError,
+            r"loss: expected mask of shape \(B, T\) = \(6, 5\), got \(6, 4\)",
+        ),
     ],
 )
 def test_wrong_uses(use: Any, error: type[Exception], message: str) -> None:

@@ -54,6 +54,32 @@ def write_hatexplain(root: Path, suffix: str = ".jsonl", **sizes: int) -> Path:
     return root
 
 
+# Text, label (1 = normal) and groups of the test posts; "amber" is all that a model has to go by.
+GROUPED = (
+    ("amber fern", 0, ["Women"]),
+    ("fern amber", 2, ["Women"]),
+    ("fern kelp", 0, ["Women"]),
+    ("kelp", 1, ["Women"]),
+    ("kelp fern", 1, ["Women"]),
+    ("amber kelp", 2, ["Islam"]),
+    ("kelp amber", 1, ["Islam"]),
+    ("fern", 1, ["Islam"]),
+    ("grove", 0, ["Lakes"]),
+    ("amber", 1, ["None"]),
+)
+
+
+def write_groups(root: Path) -> Path:
+    """Write test posts about two of the groups that bias is measured on, of which nobody marked a word."""
+    write_hatexplain(root)
+    rows = [
+        entry(i) | {"label": label, "tokens": words.split(), "rationale_source": "none", "targets": [groups] * 2}
+        for i, (words, label, groups) in enumerate(GROUPED)
+    ]
+    write(root / "test.jsonl", json_lines(rows))
+    return root
+
+
 def published(i: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """Make a HateXplain post as the published JSON holds it; two annotators mark a word each."""
     tokens = text(i).split()

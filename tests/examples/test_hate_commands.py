@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ import torch
 from examples.hate_speech import jobs
 from examples.hate_speech.__main__ import main
 from examples.hate_speech.ablate import CONFIGS
+from examples.hate_speech.encoders import load_encoder
+from examples.hate_speech.posts import Post
 from tests.examples import hate_sets as sets
 from tests.examples.hate_runs import SPAN, TINY, fails
 
@@ -225,6 +228,40 @@ class TestAblate:
             frame.sort_index()[["val.macro_f1", "test.macro_f1", "rationale[gradient].auprc"]] for frame in frames
         ]
         pd.testing.assert_frame_equal(*scores)
+
+    def test_a_run_whose_checkpoint_is_wanted_later_runs_again(self, root: Path, tmp_path: Path) -> None:
+        args = ["ablate", "--configs", "encoder_only", "--seeds", "1", "--data.root", str(root), *TINY]
+        args += ["--out", str(tmp_path), "--workers", "1", "--trainer.max_epochs", "1"]
+        result = tmp_path / "runs" / "encoder_only-seed0-fold0.json"
+        checkpoint = result.with_suffix("") / "best.ckpt"
+        times = []
+        for more in ([], ["--keep"], ["--keep"], []):
+            assert main([*args, *more]) == 0
+            times.append(result.stat().st_mtime_ns)
+            assert checkpoint.is_file() == (len(times) > 1)
+        assert times[0] < times[1] == times[2] == times[3]
+
+    def test_other_weights_of_the_encoder_are_another_run(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model, other = tmp_path / "model", tmp_path / "other"
+        encoder = load_encoder("tiny", 32, [Post("", sets.text(i), 0) for i in range(12)])
+        encoder.save(model)
+        with torch.no_grad():
+            next(encoder.model.parameters()).mul_(2)
+        encoder.save(other)
+        args = ["ablate", "--configs", "encoder_only", "--seeds", "1", "--data.root", str(root), *TINY]
+        args += ["--out", str(tmp_path / "out"), "--workers", "1", "--trainer.max_epochs", "1", "--keep"]
+        args += ["--data.encoder", str(model)]
+        result = tmp_path / "out" / "runs" / "encoder_only-seed0-fold0.json"
+        checkpoint = str(result.with_suffix("") / "best.ckpt")
+        evaluate = ["evaluate", checkpoint, "--no-faithfulness", "--no-attention", "--out", str(tmp_path)]
+        assert main(args) == main(evaluate) == 0
+        first = json.loads(result.read_text())["fingerprint"]
+        shutil.copy(other / "model.safetensors", model)
+        assert "expected the encoder that it was trained on" in fails(capsys, *evaluate)
+        assert main(args) == main(evaluate) == 0
+        assert json.loads(result.read_text())["fingerprint"] != first
 
     def test_a_failed_run_is_an_error_after_the_others(
         self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

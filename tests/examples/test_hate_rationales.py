@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from examples.hate_speech.batches import TextSet
 from examples.hate_speech.data import TextData
 from examples.hate_speech.masking import hidden_words, lexicon, mask_word, read_list
-from examples.hate_speech.measure import Wanted, all_scores, measure, subset
+from examples.hate_speech.measure import Wanted, all_scores, measure, span_view, subset
 from examples.hate_speech.posts import Post
 from examples.hate_speech.rationales import (
     Spans,
@@ -29,6 +29,7 @@ from examples.hate_speech.rationales import (
 )
 from examples.hate_speech.saliency import attention_scores, faithfulness, log_odds, predict, token_scores
 from examples.hate_speech.task import HateTask
+from mmrobust.models.text import TextClassifierOutput
 from tests.examples import hate_sets as sets
 
 TREE = Post("1", "amber birch-cedar, fern", 0, None, ((0, 5), (12, 17)))
@@ -55,6 +56,14 @@ class TestWords:
         assert word_scores(np.zeros((2, 2), int), np.ones(2), []).shape == (0,)
 
 
+def trapezoids(scores: np.ndarray, marks: np.ndarray) -> float:
+    """Write out the area under the precision-recall curve of scores that all differ, from (recall 0, precision 1)."""
+    hits = np.cumsum(marks[np.argsort(-scores)])
+    recall = np.concatenate([[0.0], hits / marks.sum()])
+    precision = np.concatenate([[1.0], hits / np.arange(1, len(hits) + 1)])
+    return float(((recall[1:] - recall[:-1]) * (precision[1:] + precision[:-1]) / 2).sum())
+
+
 class TestPlausibility:
     def test_a_perfect_score(self) -> None:
         marks = np.array([True, True, False, False, False, True, True, True])
@@ -69,11 +78,26 @@ class TestPlausibility:
         marks = [rng.random(len(score)) < 0.5 for score in scores]
         marks[2][:] = True
         found = plausibility(scores, marks, top=3)
-        f1 = [f1_score(mark, top_words(score, 3)) for score, mark in zip(scores, marks, strict=True)]
+        f1 = [f1_score(mark, score >= np.sort(score)[-3]) for score, mark in zip(scores, marks, strict=True)]
         assert found.token_f1 == pytest.approx(np.mean(f1))
         precision = [average_precision_score(mark, score) for score, mark in zip(scores, marks, strict=True)]
         assert found.average_precision == pytest.approx(np.mean(precision))
-        assert found.auprc == pytest.approx(np.mean(precision), abs=0.08)  # the trapezoid rule differs a little
+        assert found.auprc == pytest.approx(np.mean([trapezoids(*pair) for pair in zip(scores, marks, strict=True)]))
+        areas = [roc_auc_score(mark, score) for score, mark in zip(scores[:2], marks[:2], strict=True)]
+        assert found.auroc == pytest.approx(np.mean(areas))  # of the third all words are marked
+
+    def test_by_hand(self) -> None:
+        # Precision and recall after each word, the highest first: (1, 1/2), (1/2, 1/2), (2/3, 1), (1/2, 1).
+        found = plausibility([np.array([1.0, 4.0, 3.0, 2.0])], [np.array([False, True, False, True])], top=1)
+        assert found.auprc == pytest.approx(1 / 2 + (1 / 2 + 2 / 3) / 2 / 2)
+        assert found.average_precision == pytest.approx(1 / 2 + 2 / 3 / 2)
+        assert found.auroc == pytest.approx(3 / 4)
+        assert found.token_f1 == found.iou_f1 == found.iou_f1_spans == pytest.approx(2 / 3)
+
+    def test_top_words(self) -> None:
+        scores = np.array([0.5, 0.9, 0.1, 0.5])
+        assert [np.flatnonzero(top_words(scores, count)).tolist() for count in (1, 2, 9)] == [[1], [1, 3], [0, 1, 2, 3]]
+        assert top_words(np.zeros(0)).shape == (0,)
 
     def test_equal_scores(self) -> None:
         found = plausibility([np.ones(8)], [np.arange(8) < 2])
@@ -161,6 +185,27 @@ def task_of(data: TextData, **options: Any) -> HateTask:
     return task.eval()
 
 
+class OneWord(torch.nn.Module):
+    """Reads one word: logits are those of a text without it, and `more` where the word is in it."""
+
+    def __init__(self, word: int, logits: list[float], more: list[float]) -> None:
+        super().__init__()
+        self.word = word
+        self.register_buffer("logits", torch.tensor(logits))
+        self.register_buffer("more", torch.tensor(more))
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor, *, return_gate: bool = False) -> TextClassifierOutput:
+        found = ((inputs == self.word) & mask).any(1).float()
+        nothing = inputs.new_zeros(0)
+        return TextClassifierOutput(self.logits + found[:, None] * self.more, nothing, nothing, None, nothing)
+
+
+def task_of_amber(data: TextData, logits: list[float], more: list[float]) -> HateTask:
+    task = HateTask(data.hidden_features, list(data.classes))
+    task.model = OneWord(data.encoder.tokenizer.convert_tokens_to_ids("amber"), logits, more)
+    return task
+
+
 @pytest.mark.parametrize("asrm", ["none", "asrm", "span", "position", "contrastive"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_scores_of_every_calibration(root: Path, asrm: str, frozen: bool) -> None:
@@ -197,6 +242,36 @@ def test_scores_do_not_depend_on_the_batch(root: Path) -> None:
         np.testing.assert_allclose(alone[name][0], whole[name][5], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("asrm", ["asrm", "span", "position", "contrastive"])
+def test_gate_and_change_are_what_the_calibration_does(root: Path, asrm: str) -> None:
+    data = data_of(root)
+    task, rows = task_of(data, asrm=asrm), data.sets["test"]
+    found, opened = token_scores(task, rows), []
+    for i in range(len(rows)):
+        batch = rows[i]
+        with torch.no_grad():
+            (gate,) = task.model(batch["inputs"], batch["mask"], return_gate=True).gate
+        opened.append(gate)
+        states = batch["inputs"][0]  # an encoder that is frozen has run already, and dropout is off
+        np.testing.assert_allclose(found["gate"][i], (gate - 1).abs().mean(1), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found["change"][i], ((gate - 1) * states).norm(dim=1), rtol=1e-3, atol=1e-5)
+    assert min(gate.min() for gate in opened) < 0.9  # where the sign matters
+
+
+def test_attention_received_is_that_of_the_last_layer(root: Path) -> None:
+    data = data_of(root, frozen=False)
+    rows, model = data.sets["test"], data.encoder.new_model()
+    found = attention_scores(data.encoder, model, rows.posts)
+    model.set_attn_implementation("eager")
+    assert found is not None
+    for one, ids in zip(found, rows.tokens.ids, strict=True):
+        with torch.no_grad():
+            (weights,) = model(input_ids=torch.from_numpy(ids)[None], output_attentions=True).attentions[-1]
+        # Heads, tokens that look, tokens that are looked at: what is given sums to 1, what is received does not.
+        np.testing.assert_allclose(one, weights.mean((0, 1)), rtol=1e-4, atol=1e-6)
+        assert np.ptp(one) > 1e-3
+
+
 def test_attention_is_what_tokens_receive(root: Path) -> None:
     data = data_of(root, frozen=False)
     rows, model = data.sets["test"], data.encoder.model
@@ -230,6 +305,48 @@ def test_faithfulness_removes_and_keeps_words(root: Path) -> None:
     whole, none = (torch.from_numpy(predict(task, one)).softmax(1).numpy() for one in (rows, empty))
     expected = np.mean(whole[np.arange(len(rows)), said] - none[0, said])
     assert found["comprehensiveness"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_faithfulness_by_hand(root: Path) -> None:
+    """With "amber" the model says offensive, without it normal; posts of either kind have it as the highest word."""
+    data = data_of(root, frozen=False)
+    task = task_of_amber(data, [0.0, 1.0, 0.0], [0.0, 0.0, 3.0])
+    rows = data.text_set([Post("", text, 0) for text in ("amber fern kelp", "fern amber kelp", "kelp amber", "fern")])
+    scores = [np.array(one, float) for one in ([3, 2, 1], [2, 3, 1], [2, 1], [1])]
+    words = [words_of(post) for post in rows.posts]
+    found = faithfulness(task, data, rows, words, scores, top=1)
+    said, unsaid = (np.exp(x) / (1 + np.e + np.exp(3)) for x in (3, 1))
+    offensive, normal = 1 / (2 + np.e), np.e / (2 + np.e)
+    assert unsaid < offensive < normal < said
+    # Of two texts "amber" goes and what was said is said no more; alone it says the same as the text.
+    assert found["comprehensiveness"] == pytest.approx(2 * (said - offensive) / 4)
+    # Of the third only another word is left, and of the last nothing changes.
+    assert found["sufficiency"] == pytest.approx((said - offensive) / 4)
+
+
+def test_bias_is_measured_against_the_label(tmp_path: Path) -> None:
+    data = data_of(sets.write_groups(tmp_path), frozen=False)
+    view = measure(task_of_amber(data, [0.0, 1.0, 0.0], [3.0, 0.0, 0.0]), data, Wanted(False))["bias"]
+    # Posts with "amber" score high. Of Women: two of three toxic posts, no normal one; of Islam: the toxic one, and one
+    # of two normal ones.
+    women = {"subgroup": 5 / 6, "bpsn": 1.0, "bnsp": 7 / 12}
+    islam = {"subgroup": 3 / 4, "bpsn": 7 / 12, "bnsp": 1.0}
+    assert view["Women"] == pytest.approx(women)
+    assert view["Islam"] == pytest.approx(islam)
+    assert view["generalized mean"]["groups"] == 2
+    assert view["generalized mean"]["subgroup"] == pytest.approx((((5 / 6) ** -5 + (3 / 4) ** -5) / 2) ** (-1 / 5))
+    assert all(np.isnan(x) for x in view["African"].values())
+
+
+def test_thresholds_of_spans_are_chosen_on_validation(root: Path, tmp_path: Path) -> None:
+    # By the number of pieces, 1, 2 and 5, the best threshold is above 2 in validation, and in test below.
+    rows = ["train,[],amber", 'trial,"[[9, 14]]",amber am ambre', 'test,"[[6, 14]]",amber am ambre']
+    sets.write(tmp_path / "toxic_spans.csv", "\n".join(["split,spans,text", *rows, ""]))
+    data = data_of(root)
+    found = span_view(task_of(data), data, Wanted(False, False, str(tmp_path)))["pieces"]
+    assert 2 <= found["threshold"] < 5
+    assert found["val_f1"] == 1
+    assert found["f1"] == pytest.approx(2 * 5 / (5 + 8))
 
 
 def test_measures_everything(root: Path, tmp_path: Path) -> None:

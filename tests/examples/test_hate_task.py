@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 
@@ -74,6 +76,40 @@ class TestLoss:
         loss.backward()
         assert loss.isfinite()
         assert all(p.grad is None or p.grad.isfinite().all() for p in task.parameters())
+
+
+class Step(torch.nn.Module):
+    """What DistributedDataParallel wraps: a training step."""
+
+    def __init__(self, task: HateTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.task.training_step(batch, 0)
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Join a group of one process."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"supervised_weight": 0.1}, {"self_supervised_weight": 0.1}],
+    ids=["none", "supervised", "self-supervised"],
+)
+def test_no_parameter_is_without_a_gradient_in_data_parallel_training(weights: dict[str, float]) -> None:
+    wrapped = torch.nn.parallel.DistributedDataParallel(Step(make_task(asrm="contrastive", **weights)))
+    for _ in range(3):  # an unused parameter is an error at the next step
+        wrapped(make_batch()).backward()
+    parameters = [x for x in wrapped.parameters() if x.requires_grad]
+    assert all(x.grad is not None for x in parameters)
 
 
 class TestOptions:

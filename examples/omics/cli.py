@@ -1,0 +1,87 @@
+"""The `fit` command, and the configuration parser that all commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+from examples.pipeline import cli as shared
+from examples.pipeline.arguments import find_config
+from examples.pipeline.callbacks import MONITOR, EpochLines
+from examples.pipeline.cli import PipelineCLI
+
+from .data import OmicsData
+from .history import HISTORY, History, read_history, verdict
+from .task import FROM_DATA, OmicsTask
+
+CONFIGS = Path(__file__).parent / "configs"
+RUNS = Path("runs", "omics")
+LINE = {"balanced_accuracy": "balanced accuracy", "nll": "NLL"}
+
+
+class OmicsCLI(PipelineCLI):
+    """Data, task and trainer of this pipeline; see `PipelineCLI`.
+
+    A configuration may be given by its name in `configs/`, `configs/variants/` or `configs/data/`.
+    """
+
+    task_class: ClassVar[type[LightningModule]] = OmicsTask
+    data_class: ClassVar[type[LightningDataModule]] = OmicsData
+    prog: ClassVar[str] = "python -m examples.omics fit"
+    from_data: ClassVar[tuple[str, ...]] = FROM_DATA
+    trainer_settings: ClassVar[dict[str, Any]] = {
+        **PipelineCLI.trainer_settings,
+        "max_epochs": 100,
+        "log_every_n_steps": 1,
+    }
+    stopping: ClassVar[dict[str, Any]] = {"monitor": MONITOR, "mode": "max", "min_delta": 0.0, "patience": 20}
+
+    def __init__(self, args: Sequence[str], *, callbacks: Sequence[Callback] = (), **options: Any) -> None:
+        self.history = History()
+        super().__init__(find_configs(args), callbacks=[self.history, *callbacks], **options)
+
+    def default_folder(self) -> Path:
+        run = f"seed{self.config.seed_everything}-fold{self.config.data.fold}"
+        return RUNS / self.name / data_name(self.config.data.root) / run
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Replace the names of the pipeline's own configurations by their files."""
+    found, after = [], False
+    for word in args:
+        start = "--config=" if word.startswith("--config=") else ""
+        given = word.removeprefix(start)
+        if (after or start) and not Path(given).is_file():
+            word = start + next((str(path) for path in _places(given) if path.is_file()), given)
+        after = word in ("--config", "-c")
+        found.append(word)
+    return found
+
+
+def find_method(name: str) -> list[Path]:
+    """Find the files of a configuration NAME+OTHER, which are put one after the other."""
+    return [
+        next((path for path in (Path(part), *_places(part)) if path.is_file()), None) or find_config(part, CONFIGS)
+        for part in name.split("+")
+    ]
+
+
+def _places(name: str) -> list[Path]:
+    stem = name.removesuffix(".yaml")
+    return [CONFIGS / f"{stem}.yaml", CONFIGS / "variants" / f"{stem}.yaml", CONFIGS / "data" / f"{stem}.yaml"]
+
+
+def data_name(root: str) -> str:
+    """Name a data set after its file or folder."""
+    return Path(root).name.partition(".")[0] or "data"
+
+
+def fit_command(args: Sequence[str]) -> None:
+    """Train one configuration and print where its best checkpoint lies, and whether it over- or underfits."""
+    cli = OmicsCLI(args, callbacks=[EpochLines(LINE, every=5)])
+    shared.fit(cli, hidden=("select",))
+    if cli.trainer.is_global_zero:
+        print(f"fit: {verdict(read_history(cli.root / HISTORY)).text}")
