@@ -143,6 +143,18 @@ class HateTask(LightningModule):
         """Add what the encoder was, whose weights a frozen one does not leave in the checkpoint."""
         checkpoint["encoder"] = self.trainer.datamodule.encoder.fingerprint
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with an encoder of other weights.
+
+        Raises:
+            ValueError: if it is not the one that the checkpoint was trained on.
+        """
+        now = self.trainer.datamodule.encoder.fingerprint
+        if checkpoint.get("encoder", now) != now:
+            raise ValueError(
+                "--ckpt_path: expected the encoder that it was trained on, it has other weights or options now"
+            )
+
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.hparams
         # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
