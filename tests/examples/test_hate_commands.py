@@ -263,6 +263,25 @@ class TestAblate:
         assert main(args) == main(evaluate) == 0
         assert json.loads(result.read_text())["fingerprint"] != first
 
+    def test_goes_on_only_with_the_encoder_it_began_with(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = tmp_path / "model"
+        encoder = load_encoder("tiny", 32, [Post("", sets.text(i), 0) for i in range(12)])
+        encoder.save(model)
+        words = ["fit", "--config", SPAN, "--data.root", str(root), *TINY, "--data.encoder", str(model)]
+        words += ["--trainer.default_root_dir", str(tmp_path / "run")]
+        assert main([*words, "--trainer.max_epochs", "1"]) == 0
+        more = [*words, "--trainer.max_epochs", "2", "--ckpt_path", "last.ckpt"]
+        with torch.no_grad():
+            next(encoder.model.parameters()).mul_(2)
+        encoder.save(tmp_path / "other")
+        shutil.copy(model / "model.safetensors", tmp_path / "kept")
+        shutil.copy(tmp_path / "other" / "model.safetensors", model)
+        assert "--ckpt_path: expected the encoder that it was trained on" in fails(capsys, *more)
+        shutil.copy(tmp_path / "kept", model / "model.safetensors")
+        assert main(more) == 0
+
     def test_a_failed_run_is_an_error_after_the_others(
         self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
