@@ -119,4 +119,7 @@ def classifier(
         pooled = np.array([x[steps[0]] if steps else x[0] * 0 for x, steps in zip(tokens, kept, strict=True)])
     pooled = pooled.reshape(len(inputs), inputs.shape[2])
     logits = np.array([linear(state, "head", v) for v in pooled]).reshape(len(inputs), -1)
-    return (logits, pooled, tokens) if gate is None else (logits, pooled, tokens, gate)
+    states = np.zeros_like(inputs)
+    for b, steps in enumerate(_kept(inputs, mask)):
+        states[b, steps] = inputs[b, steps]
+    return (logits, pooled, tokens, *(() if gate is None else (gate,)), states)
