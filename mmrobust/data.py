@@ -129,9 +129,13 @@ class ClassBalancedBatchSampler(Sampler[list[int]]):
         return -(-self.num_batches // self._place()[1])
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Plan the epoch, then yield the indices of this rank's batches."""
+        """Plan the epoch when its first batch is asked for, and yield the indices of this rank's batches.
+
+        No sooner: Lightning makes an iterator before it sets the epoch of a resumed run.
+        """
         start, self._start = self._start, 0
-        return (row.tolist() for row in self._plan()[start:])
+        for row in self._plan()[start:]:
+            yield row.tolist()
 
     def _place(self) -> tuple[int, int]:
         if self.rank is not None and self.world_size is not None:

@@ -175,6 +175,12 @@ class TestOrder:
         assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
         assert torch.equal(torch.get_rng_state(), torch_state)
 
+    def test_an_iterator_made_before_the_epoch_is_set_follows_it(self) -> None:
+        sampler = ClassBalancedBatchSampler([0, 0, 0, 0, 1, 1, 1, 1], 2, 2)
+        early = iter(sampler)  # as Lightning does when it resumes a run
+        sampler.set_epoch(3)
+        assert list(early) == list(sampler)
+
     def test_without_set_epoch_the_order_stays(self) -> None:
         sampler = ClassBalancedBatchSampler(labels_of([30, 20]), 2, 4)
         assert list(sampler) == list(sampler)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from examples.pipeline.arguments import Arguments, check_reference, count, find_parts, label_of, split_overrides
 from examples.pipeline.jobs import Job, check_complete, data_fingerprint, fingerprint, plan_jobs
+from examples.pipeline.reports import show
 
 from .cli import HateCLI, corpus_of
 from .data import TextData
-from .evaluate import add_wanted, show, wanted_of
+from .evaluate import add_wanted, wanted_of
 from .jobs import complete
 from .measure import span_sets
 from .readers import read_corpus

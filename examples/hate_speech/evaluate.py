@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.robustness.report import without_pictures
 from examples.pipeline.arguments import Arguments, check_reference, count, split_overrides
 from examples.pipeline.files import atomic_file
+from examples.pipeline.reports import show
 
 from .measure import Views, Wanted, measure
 from .report import Result, pairs_of, report
@@ -55,13 +55,6 @@ def add_wanted(parser: argparse.ArgumentParser, *, faithfulness: bool) -> None:
 
 def wanted_of(given: argparse.Namespace) -> Wanted:
     return Wanted(given.faithfulness, given.attention, given.spans)
-
-
-def show(files: Sequence[Path]) -> None:
-    """Print the tables, and the names of all files."""
-    table = next(path for path in files if path.suffix == ".md")
-    print("", without_pictures(table.read_text(encoding="utf-8")), sep="\n")
-    print(*map(str, files), sep="\n")
 
 
 def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:

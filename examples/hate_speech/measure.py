@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from benchmarks.robustness.rows import View
+from examples.pipeline.reports import class_view, confusion_view
 
 from .batches import TextSet
 from .data import TextData
 from .encoders import Tokens
-from .metrics import bias_view, class_view, confusion_view, neutral_class, scores_of, toxicity
+from .metrics import bias_view, neutral_class, scores_of, toxicity
 from .posts import Range
 from .rationales import Spans, marks_of, pieces, plausibility, word_scores, words_of
 from .readers import read_corpus

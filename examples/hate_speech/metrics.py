@@ -107,30 +107,6 @@ def scores_of(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) ->
     return {**scores, "auroc": multiclass_auroc(softmax(logits), labels)}
 
 
-def class_view(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> View:
-    """Give precision, recall and F1 of every class; 0 where a class is never predicted or never true."""
-    confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-    view: View = {}
-    for code, name in enumerate(classes):
-        hits, true, said = confusion[code, code], confusion[code].sum(), confusion[:, code].sum()
-        view[name] = {
-            "precision": float(hits / max(said, 1)),
-            "recall": float(hits / max(true, 1)),
-            "f1": float(2 * hits / max(true + said, 1)),
-        }
-    return view
-
-
-def confusion_view(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> View:
-    """Count the rows of every ``true > predicted``."""
-    confusion = confusion_matrix(labels, logits.argmax(1), len(classes))
-    return {
-        f"{true} > {said}": {"rows": float(confusion[i, j])}
-        for i, true in enumerate(classes)
-        for j, said in enumerate(classes)
-    }
-
-
 def bias_view(toxic_probability: np.ndarray, toxic: np.ndarray, targets: Sequence[Sequence[str]]) -> View:
     """Measure bias by target group as the benchmark of HateXplain does (Borkan et al., arXiv:1903.04561).
 

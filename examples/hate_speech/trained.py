@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from examples.pipeline.checkpoints import check_fits, load_checkpoint
-from examples.pipeline.cli import store_config
+from examples.pipeline.cli import stored_words
 
 from .cli import HateCLI, corpus_of
 from .data import TextData
@@ -54,8 +53,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], folder: Path) -> Train
     """
     checkpoint = load_checkpoint(path)
     config: str = checkpoint["config"]
-    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
-    words = ["--config", str(store_config(config, folder / name)), *overrides]
+    words = [*stored_words(checkpoint, folder), *overrides]
     cli = HateCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
     trained = yaml.safe_load(config)["data"].get("fold", 0)
     if trained != cli.config.data.fold:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from benchmarks.robustness import Predict
 from examples.pipeline.checkpoints import check_fits, load_checkpoint
-from examples.pipeline.cli import store_config
+from examples.pipeline.cli import stored_words
 from examples.pipeline.jobs import data_fingerprint
 
 from .cli import MerCLI
@@ -63,8 +62,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], out: Path) -> Trained:
     checkpoint = load_checkpoint(path)
     config: str = checkpoint["config"]
     # A file, as specialists are trained from the same words in other processes.
-    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
-    words = ("--config", str(store_config(config, out / "configs" / name)), *overrides)
+    words = (*stored_words(checkpoint, out / "configs"), *overrides)
     cli = MerCLI(words, keep_last=False, trainer={"enable_progress_bar": False})
     check_split(path, yaml.safe_load(config)["data"], vars(cli.config.data))
     check_fits(path, checkpoint, cli.model)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from examples.pipeline.arguments import Arguments, check_reference, count, split_overrides
+from examples.pipeline.arguments import Arguments, check_reference, count, find_parts, label_of, split_overrides
 from examples.pipeline.jobs import Result, check_complete, complete, fingerprint, plan_jobs
+from examples.pipeline.reports import column_name, show
 
 from .classical import CLASSICAL
-from .cli import OmicsCLI, data_name, find_method
+from .cli import CONFIGS, OmicsCLI, data_name
 from .data import OmicsData
-from .evaluate import show
 from .jobs import QUIET, OmicsJob, execute, summary
 from .report import report
 from .task import FROM_DATA, OmicsTask
@@ -69,9 +68,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     """Run the jobs of the parsed arguments and report what has finished."""
     jobs, skipped = plan(given, overrides)
     print(*skipped, sep="\n", end="\n" if skipped else "", flush=True)
-    done, failures = complete(
-        jobs, partial(execute, keep=given.keep), summary, workers=given.workers, threads=given.threads
-    )
+    done, failures = complete(jobs, execute, summary, workers=given.workers, threads=given.threads)
     results = merge(jobs, done)
     written: list[Path] = []
     if results:
@@ -83,7 +80,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
 def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[OmicsJob], list[str]]:
     """Check every configuration before the first run starts, and make the jobs; also say what was skipped."""
     wanted = given.configs or ALL
-    files = {label_of(name): find_method(name) for name in wanted}
+    files = {label_of(name): find_parts(name, CONFIGS) for name in wanted}
     if len(files) < len(wanted):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(map(label_of, wanted))}")
     check_reference("ablate", given.reference, [*files, *given.baselines])
@@ -104,11 +101,6 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Omic
         cli = OmicsCLI([*first, *shared, *overrides], build=False, trainer=QUIET)
         jobs += jobs_of(name, cli, given, classical=name)
     return jobs, skipped
-
-
-def label_of(name: str) -> str:
-    """Name a configuration given as names or files: `x/asymmetric.yaml+dim2` is `asymmetric+dim2`."""
-    return "+".join(Path(part).stem for part in name.split("+"))
 
 
 def check_folds(data: OmicsData, folds: Sequence[int]) -> None:
@@ -146,6 +138,7 @@ def find_left_out(data: OmicsData, wanted: Sequence[str]) -> tuple[list[tuple[in
 def jobs_of(name: str, cli: OmicsCLI, given: argparse.Namespace, *, classical: str = "") -> list[OmicsJob]:
     identity = fingerprint(cli, classical)
     options = {"seeds": range(given.seeds), "folds": given.folds, "by_seed": given.by_seed}
+    options["keep"] = given.keep and not classical  # a baseline has no checkpoint
     planned = plan_jobs(cli, name, data_name(cli.config.data.root), identity, given.out, **options)
     return [OmicsJob(**vars(job), classical=classical) for job in planned]
 
@@ -165,7 +158,7 @@ def merge(jobs: Sequence[OmicsJob], done: dict[str, Result]) -> list[Result]:
             views = results[path]["views"]
             found = done[job.path]["views"].get("open", {}).get("unknown")
             if found is not None:
-                views["open"] = {**views.get("open", {}), job.leave_out.replace("[", "(").replace("]", ")"): found}
+                views["open"] = {**views.get("open", {}), column_name(job.leave_out): found}
     for result in results.values():
         found = result["views"].get("open")
         if found:

@@ -12,9 +12,11 @@ from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from examples.pipeline.reports import class_view, confusion_view
+
 from .data import OmicsData
 from .measure import Views
-from .metrics import class_scores, class_view, confusion_view
+from .metrics import class_scores
 from .sets import OmicsSet
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from examples.pipeline import cli as shared
-from examples.pipeline.arguments import find_config
 from examples.pipeline.callbacks import MONITOR, EpochLines
 from examples.pipeline.cli import PipelineCLI
 
@@ -59,14 +58,6 @@ def find_configs(args: Sequence[str]) -> list[str]:
         after = word in ("--config", "-c")
         found.append(word)
     return found
-
-
-def find_method(name: str) -> list[Path]:
-    """Find the files of a configuration NAME+OTHER, which are put one after the other."""
-    return [
-        next((path for path in (Path(part), *_places(part)) if path.is_file()), None) or find_config(part, CONFIGS)
-        for part in name.split("+")
-    ]
 
 
 def _places(name: str) -> list[Path]:

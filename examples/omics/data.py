@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from examples.pipeline.errors import DataError, check_option
 from examples.pipeline.folds import assign_parts
+from mmrobust import ClassBalancedBatchSampler
 
 from .features import Preparation, fit_preparation
 from .readers import Samples, read_samples
-from .sets import BalancedBatches, Batches, OmicsSet, Rows, prepare, take
+from .sets import Batches, OmicsSet, Rows, prepare, take
 from .sources import shorten
 
 PARTS = ("train", "val", "test")
@@ -215,7 +216,7 @@ class OmicsData(L.LightningDataModule):
         if shuffle and self.balanced:
             classes = len(self.classes)
             each = max(self.batch_size // classes, 2)
-            sampler = BalancedBatches(rows.label, classes, each, seed=self.seed)
+            sampler = ClassBalancedBatchSampler(rows.label, classes, each, seed=self.seed)
         else:
             sampler = Batches(rows.count, self.batch_size, shuffle=shuffle, seed=self.seed)
         # With a generator of its own the loader draws nothing from the global one.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.robustness.report import without_pictures
 from examples.pipeline.arguments import Arguments, check_reference, count, split_overrides
 from examples.pipeline.errors import DataError
 from examples.pipeline.files import atomic_file
+from examples.pipeline.reports import show
 
 from .cli import data_name
 from .measure import Views, answers_of, measure, measure_test
@@ -44,13 +44,6 @@ def evaluate_command(args: Sequence[str]) -> None:
     if given.accept is not None and not 0 < given.accept <= 1:
         raise ValueError(f"evaluate: --accept: expected a share in (0, 1], got {given.accept}")
     show(evaluate(given, overrides))
-
-
-def show(files: Sequence[Path]) -> None:
-    """Print the tables, and the names of all files."""
-    table = next(path for path in files if path.suffix == ".md")
-    print("", without_pictures(table.read_text(encoding="utf-8")), sep="\n")
-    print(*map(str, files), sep="\n")
 
 
 def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:

@@ -33,13 +33,12 @@ class OmicsJob(Job):
         return super().label + (f" without class {self.leave_out}" if self.leave_out else "")
 
 
-def execute(job: OmicsJob, keep: bool = False) -> Result:
-    """Train, select on validation, evaluate on test, write the result; `keep` its checkpoint in a folder beside it."""
+def execute(job: OmicsJob) -> Result:
+    """Train, select on validation, evaluate on test, write the result."""
     started = time.perf_counter()
     more = ["--data.leave_out", job.leave_out] if job.leave_out else []
     with tempfile.TemporaryDirectory() as folder:
-        root = job.path.removesuffix(".json") if keep and not job.classical else folder
-        words = [*job.words, *more, "--trainer.default_root_dir", root]
+        words = [*job.words, *more, "--trainer.default_root_dir", str(job.folder) if job.keep else folder]
         cli = OmicsCLI(words, keep_last=False, trainer=QUIET, name=job.config)
         if job.classical:
             views, chosen = measure_classical(job.classical, cli.datamodule, job.seed)

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from benchmarks.robustness.rows import View
+from examples.pipeline.reports import class_view, confusion_view
 
 from .data import OmicsData
 from .history import verdict
@@ -16,8 +17,6 @@ from .metrics import (
     Answers,
     answer,
     class_scores,
-    class_view,
-    confusion_view,
     open_scores,
     rejection_scores,
 )

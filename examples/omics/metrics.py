@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from benchmarks.robustness.metrics import auroc, classification_scores, confusion_matrix
-from benchmarks.robustness.rows import View
 
 NAN = float("nan")
 
@@ -154,32 +152,6 @@ def rejection_scores(answers: Answers, threshold: float) -> dict[str, float]:
 
 def _share(rows: np.ndarray) -> float:
     return float(rows.mean()) if len(rows) else NAN
-
-
-def class_view(logits: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> View:
-    """Give precision, recall and F1 of every class; 0 where a class is never predicted or never true."""
-    confusion = confusion_matrix(label, logits.argmax(1), len(classes))
-    view: View = {}
-    for code, name in enumerate(classes):
-        hits, true, said = confusion[code, code], confusion[code].sum(), confusion[:, code].sum()
-        shares = {"precision": hits / max(said, 1), "recall": hits / max(true, 1), "f1": 2 * hits / max(true + said, 1)}
-        view[_safe(name)] = {key: float(value) for key, value in shares.items()}
-    return view
-
-
-def confusion_view(logits: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> View:
-    """Count the rows of every ``true > predicted``."""
-    confusion = confusion_matrix(label, logits.argmax(1), len(classes))
-    return {
-        f"{_safe(true)} > {_safe(said)}": {"rows": float(confusion[i, j])}
-        for i, true in enumerate(classes)
-        for j, said in enumerate(classes)
-    }
-
-
-def _safe(name: str) -> str:
-    """Make a class name fit the name of a column, which sets it in brackets."""
-    return name.replace("[", "(").replace("]", ")")
 
 
 def answer(task: nn.Module, batch: dict[str, object], label: np.ndarray) -> Answers:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mmrobust import ClassBalancedBatchSampler
-
 from .features import Preparation
 from .readers import Samples
 
@@ -67,13 +65,6 @@ class Batches(Sampler[list[int]]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
         for start in range(0, self.rows, self.size):
             yield order[start : start + self.size].tolist()
-
-
-class BalancedBatches(ClassBalancedBatchSampler):
-    """Batches of as many rows of each class, planned when the first is asked for, as in `Batches`."""
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from super().__iter__()
 
 
 def prepare(samples: Samples, preparation: Preparation, code: np.ndarray) -> OmicsSet:

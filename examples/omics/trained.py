@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from examples.pipeline.checkpoints import check_fits, load_checkpoint
-from examples.pipeline.cli import store_config
+from examples.pipeline.cli import stored_words
 
 from .cli import OmicsCLI, data_name
 from .data import OmicsData
@@ -43,8 +42,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str], folder: Path) -> Train
     if "preparation" not in checkpoint or "hyper_parameters" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of this pipeline: it lacks the preparation of features")
     config: str = checkpoint["config"]
-    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
-    words = ["--config", str(store_config(config, folder / name)), *overrides]
+    words = [*stored_words(checkpoint, folder), *overrides]
     cli = OmicsCLI(words, build=False, trainer={"enable_progress_bar": False})
     stored, asked = yaml.safe_load(config), cli.config
     check_split(path, stored, asked.as_dict())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -216,6 +217,13 @@ def store_config(stored: str, path: Path) -> Path:
     with atomic_file(path) as scratch:
         scratch.write_text(stored, encoding="utf-8")
     return path
+
+
+def stored_words(checkpoint: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write the configuration that a checkpoint holds to `folder`, and return the words that name it."""
+    config = str(checkpoint["config"])
+    name = f"{checkpoint['config_name']}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.yaml"
+    return ["--config", str(store_config(config, folder / name))]
 
 
 def quiet() -> None:

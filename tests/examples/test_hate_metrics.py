@@ -12,8 +12,6 @@ from examples.hate_speech.metrics import (
     GROUPS,
     TextMetrics,
     bias_view,
-    class_view,
-    confusion_view,
     multiclass_auroc,
     neutral_class,
     power_mean,
@@ -21,6 +19,7 @@ from examples.hate_speech.metrics import (
     softmax,
     toxicity,
 )
+from examples.pipeline.reports import class_view, confusion_view
 
 CLASSES = ("hatespeech", "normal", "offensive")
 

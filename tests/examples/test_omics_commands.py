@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 
 from examples.omics import ablate, jobs
 from examples.omics.__main__ import main
-from examples.omics.cli import CONFIGS, OmicsCLI, find_method
+from examples.omics.cli import CONFIGS, OmicsCLI
 from examples.omics.report import PUBLISHED, read_published
+from examples.pipeline.arguments import find_parts
+from tests.examples import failing
 from tests.examples.test_omics_readers import make_arrays, write_npz
 
 DATA = "data:\n  branches: {genes: genes, proteins: proteins}\n  label: label\n  fold_array: fold\n  batch_size: 16\n"
@@ -26,15 +29,7 @@ TINY = [
 REAL = pytest.mark.skipif(not os.environ.get("MMROBUST_DATA"), reason="MMROBUST_DATA, the folder of data, is not set")
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run a command that must fail for what it was given, and return its one line."""
-    capsys.readouterr()
-    status = main(list(args))
-    error = capsys.readouterr().err
-    assert status == 2, error
-    assert error.count("\n") == 1
-    assert error.startswith("error: ")
-    return error
+fails = partial(failing.fails, main)
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +241,17 @@ class TestPlot:
 
 
 class TestAblate:
+    def test_keeps_checkpoints_of_runs_that_were_finished_without(self, options: list[str], tmp_path: Path) -> None:
+        words = ["ablate", *options, "--configs", "plain", "--baselines", "logistic_regression", "--seeds", "1"]
+        words += ["--out", str(tmp_path)]
+        assert main(words) == 0
+        assert not list(tmp_path.rglob("best.ckpt"))
+        baseline = tmp_path / "runs" / "logistic_regression-seed0-fold0.json"
+        before = baseline.stat().st_mtime_ns
+        assert main([*words, "--keep"]) == 0
+        assert len(list(tmp_path.rglob("best.ckpt"))) == 1
+        assert baseline.stat().st_mtime_ns == before  # there is nothing of it to keep
+
     def test_compares_resumes_and_tests_unknown_classes(
         self, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -329,7 +335,7 @@ class TestAblate:
 class TestConfigs:
     @pytest.mark.parametrize("name", ablate.ALL)
     def test_every_configuration_is_read(self, name: str, folder: Path) -> None:
-        words = [word for path in find_method(name) for word in ("--config", str(path))]
+        words = [word for path in find_parts(name, CONFIGS) for word in ("--config", str(path))]
         data = ["--config", str(folder / "toy.yaml"), "--data.root", str(folder / "toy.npz")]
         cli = OmicsCLI([*words, *data], build=False)
         assert (cli.config.model.head == "linear") == (name in ("plain", "asymmetric+linear_head"))
