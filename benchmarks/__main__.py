@@ -85,10 +85,7 @@ def _run(given: argparse.Namespace) -> int:
     options = Options(
         device, ceilings, toy=toy, backend=backend, seed=given.seed, profile=given.profile, deadline=deadline
     )
-    plan = {suite: _units(load(suite), given) for suite in given.suites or SUITES}
-    plan = {suite: units for suite, units in plan.items() if units}
-    if not plan:
-        raise results.ResultError(f"--only: no case and size holds {' or '.join(map(repr, given.only))}")
+    plan = _plan(given)
     sizes = [size for units in plan.values() for _, size in units]
     options.units_left, options.compiles_left = len(sizes), sum(size.compile for size in sizes)
     settings = {"sizes": given.sizes, "seed": given.seed, "time_budget_s": budget, "compile_backend": backend}
@@ -104,14 +101,21 @@ def _run(given: argparse.Namespace) -> int:
     return 0 if all(statuses) else 1
 
 
-def _units(cases: tuple[Case, ...], given: argparse.Namespace) -> list[tuple[Case, Size]]:
-    """Return cases and sizes; ``--only "X B=1"`` takes B=1 and not B=16."""
-    units = [(case, size) for case in cases for size in case.selected(given.sizes, given.device)]
-    return [
-        (case, size)
-        for case, size in units
-        if not given.only or any(f"{text} " in f"{case.name} {size.name} " for text in given.only)
-    ]
+def _plan(given: argparse.Namespace) -> dict[str, list[tuple[Case, Size]]]:
+    """Return the cases and sizes of every suite that has any; ``--only "X B=1"`` takes B=1 and not B=16."""
+    wanted, found = given.only or [""], set()
+    plan: dict[str, list[tuple[Case, Size]]] = {}
+    for suite in given.suites or SUITES:
+        for case in load(suite):
+            for size in case.selected(given.sizes, given.device):
+                holds = [text for text in wanted if f"{text} " in f"{case.name} {size.name} "]
+                found.update(holds)
+                if holds:
+                    plan.setdefault(suite, []).append((case, size))
+    missing = [text for text in wanted if text not in found]
+    if missing:
+        raise results.ResultError(f"--only: no case and size holds {' or '.join(map(repr, missing))}")
+    return plan
 
 
 def _run_suite(

@@ -19,15 +19,10 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from ._checks import check_floating, check_tensor
+from ._layouts import all_gather, exchange_layouts, is_active, world_size
 from ._precision import widen
 
 __all__ = ["GatheredRows", "gather_rows", "global_mean", "global_sum"]
-
-_DTYPES = (
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-)
-_DIMENSIONS = 8  # how many are told to the other ranks
 
 
 class GatheredRows(NamedTuple):
@@ -36,30 +31,6 @@ class GatheredRows(NamedTuple):
     rows: Tensor
     offset: int
     sizes: tuple[int, ...]
-
-
-class Layout(NamedTuple):
-    """What ranks tell each other about their rows before they send any."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    records: bool  # records operations for a backward pass
-    differentiable: bool  # somebody there wants the gradient of the rows
-    flags: tuple[int, ...]
-
-    @property
-    def fits(self) -> object:
-        """Return what has to be equal on all ranks."""
-        return self.shape[1:], self.dtype
-
-    def __str__(self) -> str:
-        shape = str(self.shape).replace("-1", "...")
-        return f"{shape} {'another dtype' if self.dtype is None else str(self.dtype).removeprefix('torch.')}"
-
-
-def is_active() -> bool:
-    """Return whether there is a default process group of more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(x: Tensor, name: str = "features") -> GatheredRows:
@@ -176,77 +147,7 @@ def global_mean(local_sum: Tensor, local_count: Tensor | float) -> Tensor:
     total = widen(local_sum)
     count = torch.as_tensor(local_count, device=total.device).detach().to(total.dtype)
     count = global_sum(count)
-    world = dist.get_world_size() if is_active() else 1
-    return total * world / torch.where(count > 0, count, 1.0)
-
-
-def check_layouts(where: str, name: str, x: Tensor) -> None:
-    """Raise the same ValueError on every rank unless the rows of all of them fit together.
-
-    What :func:`gather_rows` does by itself, to be done before a sum over ranks whose size depends on that of rows.
-    """
-    if is_active():
-        exchange_layouts(where, name, x)
-
-
-@_disable_dynamo
-def exchange_layouts(
-    where: str, name: str, x: Tensor, *flags: int, differentiable: bool | None = None
-) -> tuple[Layout, ...]:
-    """Return the layout of ``x`` on every rank; raise the same ValueError on all of them if these do not fit together.
-
-    Not for one process. What is sent has a fixed size, so that ranks that disagree find out instead of waiting for
-    bytes that never come.
-    """
-    check_tensor(where, name, x)
-    records = torch.is_grad_enabled()
-    wanted = records and (x.requires_grad if differentiable is None else differentiable)
-    dtype = _DTYPES.index(x.dtype) if x.dtype in _DTYPES else -1
-    sizes = [*x.shape[:_DIMENSIONS], *[0] * (_DIMENSIONS - x.dim())]
-    numbers = [x.dim(), dtype, records, wanted, *sizes, *flags]
-    layouts = tuple(_layout(row) for row in _exchange(numbers, x.device))
-    wrong = any(not 0 < len(layout.shape) <= _DIMENSIONS or layout.dtype is None for layout in layouts)
-    if wrong or len({layout.fits for layout in layouts}) > 1:
-        found = ", ".join(f"{layout} on rank {rank}" for rank, layout in enumerate(layouts))
-        raise ValueError(
-            f"{where}: expected {name} of shape (B, ...) with sizes behind B and a dtype that agree on all ranks, "
-            f"got {found}"
-        )
-    if any(layout.differentiable for layout in layouts) and not all(layout.records for layout in layouts):
-        silent = [rank for rank, layout in enumerate(layouts) if not layout.records]
-        raise ValueError(
-            f"{where}: expected all ranks to record gradients, as some of them need those of {name}, "
-            f"got no_grad or inference_mode on ranks {silent}"
-        )
-    return layouts
-
-
-def _exchange(numbers: list[int], device: torch.device) -> list[list[int]]:
-    return _exchanged(torch.tensor(numbers, dtype=torch.int64, device=device))  # type: ignore[no-any-return]
-
-
-@_disable_dynamo
-def exchange_numbers(numbers: list[float], device: torch.device) -> list[list[float]]:
-    """Return the numbers of every rank, as many on all. Not for one process."""
-    return _exchanged(torch.tensor(numbers, dtype=torch.float32, device=device))  # type: ignore[no-any-return]
-
-
-def _exchanged(mine: Tensor) -> Any:
-    _all_gather(everyone := mine.new_empty(dist.get_world_size() * len(mine)), mine)
-    return everyone.view(-1, len(mine)).tolist()
-
-
-def _all_gather(out: Tensor, x: Tensor) -> None:
-    # PyTorch 2.13 renames it.
-    (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(out, x)
-
-
-def _layout(numbers: list[int]) -> Layout:
-    dimensions, dtype, records, differentiable, *rest = numbers
-    # More dimensions than were told: an error whose message has to show as much.
-    shape = tuple(rest[: min(dimensions, _DIMENSIONS)]) + (-1,) * (dimensions > _DIMENSIONS)
-    kind = None if dtype < 0 else _DTYPES[dtype]
-    return Layout(shape, kind, bool(records), bool(differentiable), tuple(rest[_DIMENSIONS:]))
+    return total * world_size() / torch.where(count > 0, count, 1.0)
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -269,7 +170,7 @@ def _gather(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         block = torch.cat([block, block.new_zeros(longest - x.shape[0], block.shape[1])])
     even = min(sizes) == longest
     blocks = _bytes(rows) if even else block.new_empty(len(sizes) * longest, block.shape[1])
-    _all_gather(blocks, block)
+    all_gather(blocks, block)
     if even:
         return rows
     parts = blocks.view(len(sizes), longest, block.shape[1]).unbind()

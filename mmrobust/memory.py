@@ -16,6 +16,7 @@ from ._checks import (
     check_shape,
     check_size,
 )
+from ._layouts import check_ranks, is_active
 from ._memory import all_ranks, ring_slots, unit_rows
 from ._precision import no_autocast, widen
 
@@ -148,10 +149,9 @@ class MemoryBank(nn.Module):
     def own_slots(self, index: Tensor) -> Tensor:
         """Tell which slots hold a sample itself: bool ``(B, S)`` for the samples ``index (B,)``, True = its own.
 
-        It keeps a sample from being compared with its own former embedding. A loss whose keys are the batch and then
-        the bank takes it with nothing excluded in front, as
-        ``sup_con_loss(..., excluded=F.pad(bank.own_slots(index), (len(index), 0)))``. A queue knows only the samples
-        whose ``index`` was given to :meth:`update`; negative numbers are nobody's.
+        It keeps a sample from being compared with its own former embedding: ``key_excluded`` of SupCon and
+        ``negatives_excluded`` of InfoNCE and NT-Xent take it. A queue knows only the samples whose ``index`` was given
+        to :meth:`update`; negative numbers are nobody's.
 
         Raises:
             TypeError: If ``index`` is not integer.
@@ -198,9 +198,14 @@ class MemoryBank(nn.Module):
             unit, finite = unit_rows(features)
             unit, facts = unit.to(self.features.dtype), torch.stack([(keep & finite).long(), *known], dim=1)
             if gather:
+                given = {"labels": labels is not None, "index": index is not None}
+                check_ranks("MemoryBank", "features", features, differentiable=False, same=given)
                 unit, facts = all_ranks(unit, facts)
             if len(unit) > self.size:
-                raise ValueError(f"MemoryBank: expected a batch of at most size = {self.size} rows, got {len(unit)}")
+                whose = " of all ranks together" if gather and is_active() else ""
+                raise ValueError(
+                    f"MemoryBank: expected a batch{whose} of at most size = {self.size} rows, got {len(unit)}"
+                )
             if self.validate:
                 self._check_values(facts)
             self.updates.add_(1)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmrobust import ContrastiveOutput
 from mmrobust.distributed import global_sum
-from mmrobust.losses import info_nce_loss, nt_xent_loss, sup_con_loss
+from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
 from tests.ranks import SECONDS, Ranks, part
 from tests.test_distributed_training import Model
 
@@ -41,6 +41,8 @@ def data(rows: int, dtype: torch.dtype = torch.float64, lonely: tuple[int, ...] 
         "several": torch.rand(rows, 4, generator=generator) < 0.3,
         "present": torch.rand(rows, generator=generator) < 0.7,
         "weight": torch.rand(rows, generator=generator).to(dtype),
+        "modal_present": torch.rand(rows, 3, generator=generator) < 0.7,
+        "key_excluded": torch.rand(rows, K, generator=generator) < 0.3,
     }
 
 
@@ -61,12 +63,18 @@ SUPERVISED: dict[str, Loss] = {
         z, d["labels"], ignore_index=1, without_positives="zero", **o
     ),
     "classes, keys": lambda z, _, d, **o: sup_con_loss(z, d["labels"], present=d["present"], **BANK, **o),
+    "classes, own keys left out": lambda z, _, d, **o: sup_con_loss(
+        z, d["labels"], present=d["present"], **BANK, key_excluded=d["key_excluded"], **o
+    ),
 }
 ONLY_GATHERED: dict[str, Loss] = {
     "L_in": lambda z, _, d, **o: sup_con_loss(z, d["labels"], aggregation="in", present=d["present"], **o),
     "several": lambda z, _, d, **o: sup_con_loss(z, d["several"], present=d["present"], **o),
     "several, keys": lambda z, _, d, **o: sup_con_loss(
         z, d["several"], keys=BANK["keys"], key_labels=torch.eye(7, 4).bool(), aggregation="in", **o
+    ),
+    "L_in, own keys left out": lambda z, _, d, **o: sup_con_loss(
+        z, d["labels"], aggregation="in", **BANK, key_excluded=d["key_excluded"], **o
     ),
 }
 PAIRS: dict[str, Loss] = {
@@ -78,7 +86,19 @@ PAIRS: dict[str, Loss] = {
     "nt_xent": lambda z, w, _, **o: nt_xent_loss(z, w, **o),
     "nt_xent, present": lambda z, w, d, **o: nt_xent_loss(z, w, present=d["present"], **NEGATIVES, **o),
 }
-LOSSES = {**SUPERVISED, **ONLY_GATHERED, **PAIRS}
+
+
+def modalities(z: Tensor, w: Tensor, present: Tensor | None, return_anchors: bool, **options: Any) -> ContrastiveOutput:
+    loss = modality_contrastive_loss([z, w, z * w], present, **options)
+    return ContrastiveOutput(loss, torch.zeros(()))
+
+
+MODALITIES: dict[str, Loss] = {
+    "modalities": lambda z, w, _, **o: modalities(z, w, None, **o),
+    "modalities, present": lambda z, w, d, **o: modalities(z, w, d["modal_present"], **o),
+    "modalities, weight": lambda z, w, d, **o: modalities(z, w, d["modal_present"], weight=d["weight"], **o),
+}
+LOSSES = {**SUPERVISED, **ONLY_GATHERED, **PAIRS, **MODALITIES}
 
 
 def losses(gather: object) -> dict[str, Loss]:
@@ -233,6 +253,7 @@ def different_sizes(gather: bool | str) -> tuple[list[str], float]:
         lambda: sup_con_loss(x, labels, gather=gather),
         lambda: info_nce_loss(x, x, gather=gather),
         lambda: nt_xent_loss(x, x, gather=gather),
+        lambda: modality_contrastive_loss([x, x], gather=gather),
     ]
     if gather is True:
         several = torch.eye(3, 4 + rank).bool()
@@ -255,15 +276,53 @@ def test_ranks_that_disagree_raise_together(ranks: Ranks, gather: bool | str, wo
     found = ranks(world, different_sizes, gather)
     messages, seconds = zip(*found, strict=True)
     assert max(seconds) < SECONDS / 2
-    assert all(each == messages[0] for each in messages)
-    names = ["sup_con_loss", "info_nce_loss", "nt_xent_loss", *["sup_con_loss"] * 2]
+    same = 6 if gather is True else 4
+    assert all(each[:same] == messages[0][:same] for each in messages)
+    firsts = {"sup_con_loss": "features", "info_nce_loss": "query", "nt_xent_loss": "z1"}
+    names = [*firsts, "modality_contrastive_loss", *["sup_con_loss"] * 2]
     for message, name in zip(messages[0], names, strict=False):
-        assert message.startswith(f"{name}: expected features of shape (B, ...)")
+        assert message.startswith(f"{name}: expected {firsts.get(name, 'features')} of shape (B, ...)")
         assert "4) float64 on rank 0" in message
         assert "5) float64 on rank 1" in message
     if gather is True:
-        assert "expected labels" in messages[0][-1]
-        assert "(3, 4) float32 on rank 0, (3, 5) float32 on rank 1" in messages[0][-1]
+        assert messages[0][-1].startswith(
+            "sup_con_loss: expected the same labels_per_row on all ranks, got (4,) on rank 0"
+        )
+        assert "got (5,) on rank 1" in messages[1][-1]
+
+
+def different_options() -> list[str]:
+    rank, x, messages = dist.get_rank(), torch.ones(4, 3), []
+    labels = torch.arange(4) % 2
+    for call in (
+        lambda: sup_con_loss(x, labels, gather="ring" if rank else True),
+        lambda: sup_con_loss(x, labels, gather=True, temperature=0.2 if rank else 0.1),
+        lambda: sup_con_loss(x, labels, gather=True, aggregation="in" if rank else "out"),
+        lambda: sup_con_loss(x, torch.eye(4).bool() if rank else labels, gather="ring"),
+        lambda: info_nce_loss(x, x, gather=True, symmetric=bool(rank)),
+        lambda: nt_xent_loss(x, x, gather=True, reduction="sum" if rank else "mean"),
+        lambda: nt_xent_loss(x, x, gather=True, validate=bool(rank)),
+        lambda: nt_xent_loss(x, x, gather=True, validate=True, temperature=torch.tensor(0.5 + rank)),
+        lambda: modality_contrastive_loss([x, x], gather=True, reduction="sum" if rank else "mean"),
+    ):
+        with pytest.raises(ValueError, match="expected") as caught:
+            call()
+        messages.append(str(caught.value))
+    nt_xent_loss(x, x, gather=True, temperature=1 if rank else 1.0)  # the same number
+    assert int(global_sum(torch.tensor(1))) == 2, "the ranks are no longer in step"
+    return messages
+
+
+def test_ranks_with_different_options_raise_together(ranks: Ranks) -> None:
+    first, second = ranks(2, different_options)
+    options = ["gather", "temperature", "aggregation", "labels_per_row", "symmetric", "reduction", "validate"]
+    for one, other, name in zip(first, second, [*options, "temperature", "reduction"], strict=True):
+        assert f": expected the same {name} on all ranks, got " in one
+        assert f": expected the same {name} on all ranks, got " in other
+    assert first[0].endswith("got True on rank 0; ranks [1] differ from rank 0")
+    assert second[0].endswith("got 'ring' on rank 1; ranks [1] differ from rank 0")
+    assert first[7] == second[7]
+    assert first[7].endswith("got 0.5 on rank 0, 1.5 on rank 1")
 
 
 def not_finite(gather: bool | str) -> list[str]:
@@ -274,6 +333,8 @@ def not_finite(gather: bool | str) -> list[str]:
         lambda: sup_con_loss(x, torch.arange(4) % 2, gather=gather, validate=True),
         lambda: info_nce_loss(torch.ones(4, 3), x, gather=gather, validate=True),
         lambda: nt_xent_loss(torch.ones(4, 3), torch.ones(4, 3), temperature=wrong, gather=gather, validate=True),
+        lambda: modality_contrastive_loss([torch.ones(4, 3), x], gather=gather, validate=True),
+        lambda: sup_con_loss(torch.ones(4, 3), torch.arange(4), weight=x[:, 0], gather=gather, validate=True),
     ):
         with pytest.raises(ValueError, match="expected") as caught:
             call()
@@ -289,6 +350,8 @@ def test_validation_raises_on_every_rank(ranks: Ranks, gather: bool | str) -> No
     assert first[0].endswith("expected features to be finite, row 2 on rank 1 is not")
     assert first[1].endswith("expected key to be finite, row 2 on rank 1 is not")
     assert first[2].endswith("temperature in (0.0, inf), got -1.0 on rank 1")
+    assert first[3].endswith("expected features to be finite, row 2 on rank 1 is not")
+    assert first[4].endswith("expected weight to be finite and at least 0, row 2 on rank 1 is not")
 
 
 def checkpointed(gather: bool | str, whole: Data) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrobust import distributed
+from mmrobust._layouts import check_ranks
 from mmrobust._similarity.pairs import row_logsumexp
 from mmrobust._similarity.ring import ring_logsumexp
 from mmrobust._similarity.units import Units, centred_units
@@ -99,7 +100,7 @@ def test_second_derivatives_are_refused(ranks: Ranks) -> None:
 
 def add_up() -> None:
     rank = torch.distributed.get_rank()
-    distributed.check_layouts("a loss", "features", torch.zeros(rank, 2))
+    check_ranks("a loss", "features", torch.zeros(rank, 2), same={"option": 1})
     assert global_sum(torch.tensor([rank, 2])).tolist() == [3, 6]
     total = global_sum(torch.tensor([True, rank == 0]))
     assert (total.tolist(), total.dtype) == ([3, 1], torch.int64)
@@ -127,7 +128,7 @@ def test_one_process_changes_nothing(ranks: Ranks) -> None:
 
 def use_alone() -> None:
     assert not distributed.is_active()
-    distributed.check_layouts("a loss", "features", torch.tensor(0.0))
+    check_ranks("a loss", "features", torch.tensor(0.0), same={})
     x = torch.tensor([[1.0, 2.0]], requires_grad=True)
     rows, offset, sizes = gather_rows(x)
     assert rows is x
@@ -160,7 +161,7 @@ def disagree(kind: str) -> tuple[str, float]:
     with torch.set_grad_enabled(rank < 2), pytest.raises(ValueError) as caught:
         gather_rows(x, "embeddings")
     with torch.set_grad_enabled(rank < 2), pytest.raises(ValueError) as again:
-        distributed.check_layouts("gather_rows", "embeddings", x)
+        check_ranks("gather_rows", "embeddings", x, same={})
     assert str(again.value) == str(caught.value)
     assert int(global_sum(torch.tensor(1))) == 3, "the ranks are no longer in step"
     return str(caught.value), time.monotonic() - start

@@ -67,8 +67,26 @@ def refuse() -> tuple[int, str]:
 
 
 def test_ranks_are_apart_without_gather_and_refuse_together(ranks: Ranks) -> None:
-    message = f"MemoryBank: expected a batch of at most size = {2 * S} rows, got {2 * S + 2}"
+    message = f"MemoryBank: expected a batch of all ranks together of at most size = {2 * S} rows, got {2 * S + 2}"
     assert ranks(2, refuse) == [(1, message), (2, message)]
+
+
+def disagree() -> list[str]:
+    rank, messages = dist.get_rank(), []
+    for call in (
+        lambda: bank_of("queue").update(torch.ones(2, D, dtype=torch.float64 if rank else torch.float32), gather=True),
+        lambda: bank_of("queue").update(torch.ones(2, D), torch.ones(2).long() if rank else None, gather=True),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_ranks_that_disagree_raise_together(ranks: Ranks) -> None:
+    (dtype, labels), _ = ranks(2, disagree)
+    assert dtype.startswith("MemoryBank: expected features of shape (B, ...) with sizes behind B and a dtype")
+    assert labels.startswith("MemoryBank: expected the same labels on all ranks, got ")
 
 
 def test_gather_in_one_process_is_nothing() -> None:

@@ -14,24 +14,37 @@ import argparse
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmrobust import ClassBalancedBatchSampler, MemoryBank, SupConLoss
 
-CLASSES, FEATURES, WIDTH = 8, 16, 32
+CLASSES, FEATURES, WIDTH = 8, 64, 32
+TRAIN, TEST = [300, 200, 100, 80, 60, 40, 20, 10], [50] * CLASSES
 
 
-def samples(seed: int) -> tuple[Tensor, Tensor]:
-    """Return points ``(N, 16)`` around the centres of eight classes of very different size, and their labels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(CLASSES).repeat_interleave(torch.tensor([300, 200, 100, 80, 60, 40, 20, 10]))
-    centres = torch.randn(CLASSES, FEATURES, generator=generator)
-    return centres[labels] + torch.randn(len(labels), FEATURES, generator=generator), labels
+def samples(seed: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Return points ``(N, 64)`` of eight classes, whose centres differ in a quarter of the features, and labels."""
+    centres = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(seed))
+    centres[:, FEATURES // 4 :] = 0.0
+    labels = torch.arange(CLASSES).repeat_interleave(torch.tensor(sizes))
+    noise = torch.randn(len(labels), FEATURES, generator=torch.Generator().manual_seed(seed + sum(sizes)))
+    return centres[labels] + noise, labels
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, known: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:
+    """Return how many new points are most similar to a known one of their class."""
+    (x, labels), (y, truth) = known, new
+    nearest = (F.normalize(model(y)) @ F.normalize(model(x)).T).argmax(1)
+    return float((labels[nearest] == truth).float().mean())
 
 
 def encoder(seed: int) -> nn.Module:
@@ -44,13 +57,19 @@ def device_of(rank: int) -> torch.device:
 
 
 def train(args: argparse.Namespace, rank: int, device: torch.device) -> None:
-    x, labels = samples(args.seed)
+    x, labels = samples(args.seed, TRAIN)
     sampler = ClassBalancedBatchSampler(labels, classes_per_batch=4, samples_per_class=4, seed=args.seed)
     loader = DataLoader(TensorDataset(x, labels), batch_sampler=sampler)
-    model = wrap(encoder(args.seed).to(device))
+    alone = encoder(args.seed).to(device)
+    model = wrap(alone)
     loss = SupConLoss(0.1, gather=args.gather)
     bank = MemoryBank(256, WIDTH, kind="queue", warmup_updates=4).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    known = x.to(device), labels.to(device)
+    y, truth = samples(args.seed, TEST)
+    new = y.to(device), truth.to(device)
+    if rank == 0:
+        print(f"before: {accuracy(alone, known, new):.1%} of new points are next to their class", flush=True)
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
         total = torch.zeros((), device=device)
@@ -67,7 +86,8 @@ def train(args: argparse.Namespace, rank: int, device: torch.device) -> None:
             dist.all_reduce(total, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
             total /= 1 if device.type == "cuda" else dist.get_world_size()
         if rank == 0:
-            print(f"epoch {epoch + 1}: loss {total.item() / len(sampler):.4f}", flush=True)
+            found = f"{accuracy(alone, known, new):.1%} of new points are next to their class"
+            print(f"epoch {epoch + 1}: loss {total.item() / len(sampler):.4f}, {found}", flush=True)
 
 
 def wrap(model: nn.Module) -> nn.Module:
@@ -77,7 +97,7 @@ def wrap(model: nn.Module) -> nn.Module:
 def check(args: argparse.Namespace, rank: int, device: torch.device) -> float:
     """Return how far the gradients of all ranks together are from those of one process, relative to the largest."""
     world = dist.get_world_size() if dist.is_initialized() else 1
-    x, labels = (rows[:48].to(device) for rows in samples(args.seed))
+    x, labels = (rows[:48].to(device) for rows in samples(args.seed, TRAIN))
     labels = torch.arange(48, device=device) % 5
     alone, spread = encoder(args.seed).to(device).double(), wrap(encoder(args.seed).to(device).double())
     SupConLoss(0.1)(alone(x.double()), labels).backward()
@@ -87,13 +107,32 @@ def check(args: argparse.Namespace, rank: int, device: torch.device) -> float:
     return max(float((a.grad - b.grad).abs().max() / a.grad.abs().max()) for a, b in pairs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+class Arguments(argparse.ArgumentParser):
+    """A parser that answers what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = Arguments(
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--gather", choices=["all", "ring"], default="all", help="how ranks exchange rows")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the data")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and batches")
     parser.add_argument("--check", action="store_true", help="compare gradients with one process instead of training")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    for name, least in {"epochs": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    args = parse(words)
     args.gather = True if args.gather == "all" else "ring"
     rank = int(os.environ.get("LOCAL_RANK", 0))
     device = device_of(rank)

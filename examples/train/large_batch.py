@@ -120,7 +120,7 @@ class Arguments(argparse.ArgumentParser):
     """A parser that answers what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message.removeprefix('argument ')}")
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -62,11 +62,19 @@ def masked_rows(
     Returns losses ``(A,)``, undefined but finite without positives, and the number of positives of each row. With
     ``inside`` positives enter as the logarithm of their mean exponential (L_in), otherwise as their mean score.
     """
+    lse, among, count = masked_sums(queries, keys, temperature, positives, options)
+    return lse - among, count
+
+
+def masked_sums(
+    queries: Units, keys: Units, temperature: Tensor, positives: Positives, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logsumexp of every row, its positives' mean score or log mean exponential, and their number."""
     half, key_half = queries.half.detach(), keys.half.detach()
     lse, among, count = torch.ops.mmrobust.masked_rows(
         queries.u, half, keys.u, key_half, temperature.to(half.dtype), *positives, *options
     )
-    return lse - among, count
+    return lse, among, count
 
 
 def masked_logsumexp(

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from .._layouts import exchange_layouts, is_active
 from .._precision import no_autocast
-from ..distributed import exchange_layouts, is_active
 from . import tiles
 from .gradients import Side, gradients, weighted_sums
 from .once import once

@@ -92,6 +92,9 @@ def test_a_part_of_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert document["settings"]["only"] == ["FocalLoss B=5"]
     assert main(["fusion", "--sizes", "toy", "--json", str(tmp_path), "--only", "nothing"]) == 2
     assert "--only: no case and size holds 'nothing'" in capsys.readouterr().err
+    both = ["--only", "FocalLoss B=5", "--only", "nothing"]
+    assert main(["losses", "--sizes", "toy", "--json", str(tmp_path), *both]) == 2
+    assert "--only: no case and size holds 'nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("build", [models.build_pure, models.build_full, models.build_attention_model])

@@ -59,6 +59,25 @@ def test_ranks_have_the_gradients_of_one_process(gather: str) -> None:
 def test_one_process_trains() -> None:
     done = run("examples/train/ddp.py", "--epochs", "3")
     assert done.returncode == 0, done.stderr
-    losses = [float(line.split("loss ")[1]) for line in done.stdout.splitlines()]
+    before, *lines = done.stdout.splitlines()
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
+    found = [float(line.split(", ")[1].split("%")[0]) for line in lines]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+    assert found[-1] > float(before.removeprefix("before: ").split("%")[0]) + 10.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "error: --epochs: expected at least 1, got 0"),
+        (["--seed", "-1"], "error: --seed: expected at least 0, got -1"),
+        (["--gather", "some"], "error: --gather: invalid choice: 'some'"),
+        (["--nothing"], "error: unrecognized arguments: --nothing"),
+    ],
+)
+def test_ddp_says_what_is_wrong_in_one_line(words: list[str], message: str) -> None:
+    done = run("examples/train/ddp.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.strip().splitlines()) == 1

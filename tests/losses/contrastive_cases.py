@@ -67,7 +67,7 @@ class Tensors:
             "weight": torch.from_numpy(rng.random(B) + 0.1),
             "modalities": normal(B, 3, D),
             "modal_present": mask(0.7, B, 3),
-            "negatives_excluded": mask(0.2, B, K),
+            **dict.fromkeys(("negatives_excluded", "key_excluded"), mask(0.2, B, K)),
         }
 
 

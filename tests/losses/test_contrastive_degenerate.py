@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from mmrobust._similarity import dense
-from mmrobust.losses import info_nce_loss, modality_contrastive_loss, nt_xent_loss, sup_con_loss
+from mmrobust.losses import (
+    InfoNCELoss,
+    ModalityContrastiveLoss,
+    NTXentLoss,
+    SupConLoss,
+    info_nce_loss,
+    modality_contrastive_loss,
+    nt_xent_loss,
+    sup_con_loss,
+)
 
 # Every loss as a function of one batch of rows, its presence and the temperature.
 Loss = Callable[..., Tensor]
@@ -156,7 +165,7 @@ def test_nan_is_not_hidden(name: str, temperature: float, spoil: float) -> None:
         assert grad.isnan().any()
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "modality"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_validation_names_the_row(name: str) -> None:
     x = normal(6, 4)
     LOSSES[name](x, validate=True)
@@ -174,7 +183,7 @@ def test_validation_names_the_row(name: str) -> None:
 
 def test_validation_looks_at_a_temperature_that_is_a_tensor() -> None:
     for temperature in (0.0, -0.1, float("nan")):
-        for name in ("sup_con", "info_nce", "nt_xent"):
+        for name in LOSSES:
             with pytest.raises(ValueError, match=r"expected temperature in \(0\.0, inf\), got (0|-0\.1|nan)"):
                 LOSSES[name](normal(4, 3), validate=True, temperature=torch.tensor(temperature))
 
@@ -198,6 +207,10 @@ def test_validation_looks_at_everything() -> None:
         with pytest.raises(ValueError, match=f"expected {name} to be finite, row 1 is not"):
             use(None)
         assert use(present).isfinite()
+    with pytest.raises(ValueError, match="expected features to be finite, row 1 is not"):
+        modality_contrastive_loss([x, bad], validate=True)
+    both = torch.stack([torch.ones(4, dtype=torch.bool), present], dim=1)
+    assert modality_contrastive_loss([x, bad], both, validate=True).isfinite()
 
 
 # What only the supervised loss has -------------------------------------------------------------------------------
@@ -258,3 +271,40 @@ def test_labels_are_names(dtype: torch.dtype) -> None:
     torch.testing.assert_close(sup_con_loss(x, names.to(dtype)), sup_con_loss(x, plain), rtol=1e-12, atol=0.0)
     more = sup_con_loss(x, names.to(dtype), keys=x[:3] + 1.0, key_labels=names.to(dtype)[3:])
     torch.testing.assert_close(more, sup_con_loss(x, plain, keys=x[:3] + 1.0, key_labels=plain[3:]))
+
+
+@pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", LOSSES)
+def test_validation_looks_at_weights(name: str, wrong: float) -> None:
+    weight = torch.tensor([1.0, 0.0, wrong, 2.0])
+    with pytest.raises(ValueError, match="expected weight to be finite and at least 0, row 2 is not"):
+        LOSSES[name](normal(4, 3), weight=weight, validate=True)
+    present = torch.tensor([True, True, False, True])
+    assert LOSSES[name](normal(4, 3), present, weight=weight, validate=True).isfinite()
+
+
+def test_validation_looks_at_several_labels_per_row() -> None:
+    x, several = normal(4, 3), torch.tensor([[1, 0], [1, 1], [-100, 0], [1, 0]])
+    with pytest.raises(ValueError, match="sup_con_loss: expected labels to be 0 or 1, row 2 is not"):
+        sup_con_loss(x, several, validate=True)
+    present = torch.tensor([True, True, False, True])
+    assert sup_con_loss(x, several, present=present, validate=True).isfinite()
+    keys = {"keys": x, "key_labels": several}
+    with pytest.raises(ValueError, match="sup_con_loss: expected key_labels to be 0 or 1, row 2 is not"):
+        sup_con_loss(x, several.clamp(min=0), **keys, validate=True)
+    assert sup_con_loss(x, several.clamp(min=0), **keys, key_present=present, validate=True).isfinite()
+
+
+@pytest.mark.parametrize("kind", [SupConLoss, InfoNCELoss, NTXentLoss])
+def test_modules_validate(kind: type[torch.nn.Module]) -> None:
+    x = torch.full((4, 3), float("nan"))
+    other = torch.arange(4) % 2 if kind is SupConLoss else x
+    assert kind()(x, other).isnan()
+    with pytest.raises(ValueError, match="to be finite, row 0 is not"):
+        kind(validate=True)(x, other)
+
+
+def test_modality_module_validates() -> None:
+    x = torch.full((4, 2, 3), float("nan"))
+    with pytest.raises(ValueError, match="to be finite, row 0 is not"):
+        ModalityContrastiveLoss(3, 2, validate=True)(x)

@@ -35,6 +35,12 @@ SUP_CON = [
     case("sup_con", "features labels=several keys key_labels=key_several key_present", aggregation="in"),
     case("sup_con", "features positives=wide_positives excluded=wide_excluded present keys key_present"),
     case("sup_con", f"{LABELS} excluded=wide_excluded keys key_labels", aggregation="in", reduction="sum"),
+    case("sup_con", f"{LABELS} keys key_labels key_present key_excluded"),
+    case("sup_con", f"{LABELS} present weight keys key_labels key_excluded", reduction="none"),
+    case("sup_con", f"{LABELS} excluded=wide_excluded keys key_labels key_excluded"),
+    case("sup_con", f"{LABELS} present keys key_labels key_excluded", aggregation="in"),
+    case("sup_con", "features labels=several keys key_labels=key_several key_present key_excluded"),
+    case("sup_con", "features positives=wide_positives keys key_excluded", without_positives="zero"),
 ]
 PAIRS = [
     case("info_nce", "query key"),
@@ -56,6 +62,10 @@ PAIRS = [
     case("nt_xent", "z1 z2 present weight negatives negatives_present"),
     case("modality", "features=modalities"),
     case("modality", "features=modalities present=modal_present"),
+    case("modality", "features=modalities weight"),
+    case("modality", "features=modalities present=modal_present weight"),
+    case("modality", "features=modalities present=modal_present", reduction="sum"),
+    case("modality", "features=modalities present=modal_present weight", reduction="none"),
 ]
 
 

@@ -93,6 +93,7 @@ def sup_con_rows(
     keys: Array | None = None,
     key_labels: Array | None = None,
     key_present: Array | None = None,
+    key_excluded: Array | None = None,
     aggregation: str = "out",
     without_positives: str = "skip",
 ) -> Rows:
@@ -105,6 +106,8 @@ def sup_con_rows(
     losses, counted = np.zeros(size, z.dtype if np.isrealobj(temperature) else np.complex128), np.zeros(size, bool)
     for i in range(size):
         others = [j for j in range(size + extra) if j != i and real[j] and (excluded is None or not excluded[i, j])]
+        if key_excluded is not None:
+            others = [j for j in others if j < size or not key_excluded[i, j - size]]
         if names is None:
             friends = [j for j in others if positives[i, j]]
         else:
@@ -210,16 +213,29 @@ def nt_xent_loss(z1: Array, z2: Array, *, weight: Array | None = None, reduction
 
 
 def modality_contrastive_loss(
-    features: Array | Sequence[Array], present: Array | None = None, *, temperature: Any = 0.07
+    features: Array | Sequence[Array],
+    present: Array | None = None,
+    *,
+    temperature: Any = 0.07,
+    weight: Array | None = None,
+    reduction: str = "mean",
 ) -> Any:
     x = features if isinstance(features, np.ndarray) else np.stack(list(features), axis=1)
-    losses = []
-    for a in range(x.shape[1]):
-        for b in range(a + 1, x.shape[1]):
-            both = [i for i in range(len(x)) if present is None or (present[i, a] and present[i, b])]
+    size, modalities = x.shape[:2]
+    losses, rows = [], []
+    for a in range(modalities):
+        for b in range(a + 1, modalities):
+            both = [i for i in range(size) if present is None or (present[i, a] and present[i, b])]
+            share = None if weight is None else weight[both]
+            of_rows = info_nce_loss(x[both, a], x[both, b], temperature=temperature, weight=share, reduction="none")
+            spread = np.zeros(size, of_rows.dtype)
+            spread[both] = of_rows
+            rows.append(spread)
             if both:
-                losses.append(info_nce_loss(x[both, a], x[both, b], temperature=temperature))
-    return np.asarray(sum(losses) / len(losses) if losses else 0.0)[()]
+                losses.append(info_nce_loss(x[both, a], x[both, b], temperature=temperature, weight=share))
+    if reduction == "none":
+        return np.array(rows)
+    return np.asarray(np.sum(rows) if reduction == "sum" else sum(losses) / len(losses) if losses else 0.0)[()]
 
 
 def projected_modality_contrastive_loss(

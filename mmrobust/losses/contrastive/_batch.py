@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..._checks import as_mask, check_floating, check_integers, check_shape, check_tensor
 from ...masking import zero_missing
 from ._shared import Gather
+from ._validation import Values
 
 
 class Batch(NamedTuple):
@@ -21,10 +23,18 @@ class Batch(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Pairs ``(B, K)`` that are positive, or that do not exist."""
+    """Pairs ``(B, B + K)`` that are positive, or that do not exist; ``key_excluded (B, K)`` of extra keys only."""
 
     positives: Tensor | None
     excluded: Tensor | None
+    key_excluded: Tensor | None
+
+    def all_excluded(self, keys: int) -> Tensor | None:
+        """Return the pairs ``(B, keys)`` that do not exist; extra keys are the last of them."""
+        if self.key_excluded is None:
+            return self.excluded
+        extra = F.pad(self.key_excluded, (keys - self.key_excluded.shape[1], 0))
+        return extra if self.excluded is None else self.excluded | extra
 
 
 def check_together(where: str, positives: Tensor | None, ignore_index: int | None, **extra: Tensor | None) -> None:
@@ -32,7 +42,9 @@ def check_together(where: str, positives: Tensor | None, ignore_index: int | Non
     if positives is not None and ignore_index is not None:
         raise ValueError(f"{where}: expected no ignore_index with positives, got {ignore_index}")
     if extra["keys"] is None and any(x is not None for x in extra.values()):
-        raise ValueError(f"{where}: expected keys with key_labels and key_present, got none")
+        raise ValueError(f"{where}: expected keys with key_labels, key_present and key_excluded, got none")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"{where}: expected ignore_index to be an integer, got {type(ignore_index).__name__}")
 
 
 def checked_rows(
@@ -70,11 +82,17 @@ def _checked_labels(where: str, name: str, labels: Tensor, ignore_index: int | N
 
 
 def checked_masks(
-    where: str, batch: Batch, extra: Batch | None, positives: Tensor | None, excluded: Tensor | None, gather: Gather
+    where: str,
+    batch: Batch,
+    extra: Batch | None,
+    gather: Gather,
+    *,
+    positives: Tensor | None,
+    excluded: Tensor | None,
+    key_excluded: Tensor | None,
 ) -> Masks:
     """Return masks of pairs whose shapes fit rows and keys; raise where options exclude each other."""
-    size = batch.x.shape[0]
-    keys = size + (0 if extra is None else extra.x.shape[0])
+    size, more = batch.x.shape[0], 0 if extra is None else extra.x.shape[0]
     if (batch.labels is None) == (positives is None):
         raise ValueError(f"{where}: expected either labels or positives, got {'none' if positives is None else 'both'}")
     if extra is not None:
@@ -88,9 +106,37 @@ def checked_masks(
             check_shape(where, "key_labels", extra.labels, K=None, C=batch.labels.shape[1])  # type: ignore[arg-type]
     if gather and not (positives is None and excluded is None):
         raise ValueError(
-            f"{where}: expected neither positives nor excluded, which know of one rank's keys, with gather, "
-            f"got gather={gather!r}"
+            f"{where}: expected neither positives nor excluded, which know of one rank's rows, with gather "
+            f"(labels and key_excluded can be), got gather={gather!r}"
         )
     return Masks(
-        as_mask(where, "positives", positives, B=size, K=keys), as_mask(where, "excluded", excluded, B=size, K=keys)
+        _as_pairs(where, "positives", positives, size, more),
+        _as_pairs(where, "excluded", excluded, size, more),
+        as_mask(where, "key_excluded", key_excluded, B=size, K=more),
     )
+
+
+def _as_pairs(where: str, name: str, mask: Tensor | None, rows: int, extra: int) -> Tensor | None:
+    """Return a mask of pairs of rows with rows and then extra keys."""
+    if isinstance(mask, Tensor) and mask.shape != (rows, rows + extra):
+        raise ValueError(
+            f"{where}: expected {name} of shape (B, B + K) = ({rows}, {rows + extra}), got {tuple(mask.shape)}"
+        )
+    return as_mask(where, name, mask, B=rows, K=rows + extra)
+
+
+def supervised_values(
+    batch: Batch,
+    extra: Batch | None,
+    temperature: float | Tensor,
+    weight: Tensor | None,
+    labels: Tensor | None,
+    key_labels: Tensor | None,
+) -> Values:
+    """Return what ``validate`` looks at; labels as they were given, before they became numbers."""
+    several = {}
+    for name, rows, given in (("labels", batch, labels), ("key_labels", extra, key_labels)):
+        if rows is not None and given is not None and given.dim() == 2:
+            several[name] = zero_missing(given, rows.valid)
+    rows_of = {"features": batch.x, "keys": None if extra is None else extra.x}
+    return Values(rows_of, temperature, None if weight is None else zero_missing(weight, batch.valid), several)

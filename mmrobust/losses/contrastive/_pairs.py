@@ -24,7 +24,6 @@ from ._shared import (
     Temperature,
     as_temperature,
     check_choices,
-    check_values,
     check_weight,
     gather_units,
     reduce_rows,
@@ -32,6 +31,7 @@ from ._shared import (
     split_units,
     units_of,
 )
+from ._validation import Values, check_gather, check_values
 
 
 class PairOptions(TypedDict, total=False):
@@ -95,7 +95,7 @@ class Pairs(NamedTuple):
 
     def units(self) -> tuple[Units, Units | None]:
         """Return the units of both sets and of negatives, around a common centre."""
-        units = rounded(units_of(self.where, torch.cat(self.parts), self.gather), self.impl)
+        units = rounded(units_of(torch.cat(self.parts), self.gather), self.impl)
         return (units, None) if len(self.parts) == 2 else split_units(units, 2 * self.size, self.parts[2])
 
     def with_negatives(self, rows: Tensor, queries: Units, extra: Units | None) -> Tensor:
@@ -130,7 +130,9 @@ class Pairs(NamedTuple):
         return reduce_rows(losses, counted, options.weight, options.reduction, options.gather)
 
 
-def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options) -> Pairs:
+def checked_pairs(
+    where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options, symmetric: bool = True
+) -> Pairs:
     """Check all arguments and return the pairs, what is absent zero."""
     (name, x), (other, y) = first, second
     check_choices(where, options.reduction, options.gather, options.impl)
@@ -144,9 +146,14 @@ def checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tens
     parts = [zero_missing(part, valid).to(dtype) for part in (x, y)]
     extra, extra_valid, excluded = _checked_negatives(where, parts[0], options)
     parts += extra
-    if options.validate:
-        named = dict(zip((name, other, "negatives"), parts, strict=False))
-        check_values(where, named, options.temperature, options.gather)
+    if options.gather or options.validate:
+        found = dict(zip((name, other, "negatives"), (*parts, None), strict=False))
+        weight = None if options.weight is None else zero_missing(options.weight, valid)
+        values = Values(found, options.temperature, weight)
+        agree = {"reduction": options.reduction, "symmetric": symmetric, "validate": options.validate}
+        check_gather(where, (name, parts[0]), values, options.gather, **agree)
+        if options.validate:
+            check_values(where, values, options.gather)
     return Pairs(
         where,
         parts,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ... import distributed
 from ..._checks import check_floating, check_option, check_range, check_shape
+from ..._layouts import is_active
 from ..._precision import widen
 from ..._similarity.units import Units, centred_units, mean_direction
 
@@ -53,34 +53,10 @@ def check_choices(where: str, reduction: str, gather: object, impl: str) -> None
         check_option(where, "gather", gather, (False, True, "ring"))
 
 
-def check_values(where: str, rows: Mapping[str, Tensor | None], temperature: float | Tensor, gather: Gather) -> None:
-    """Raise ValueError that names the first row ``(B, D)`` with NaN or Inf, or unless the temperature is positive.
-
-    Absent rows are zeros by now. With ``gather`` the same error is raised on every rank, so that none waits.
-    """
-    faults: list[float] = [0, 0, 1]  # 1 + the place of a wrong argument; its row; the temperature where that is wrong
-    for place, x in enumerate(rows.values(), 1):
-        bad = torch.zeros(0) if x is None else ~x.isfinite().all(1)
-        if not faults[0] and bad.any():
-            faults[:2] = [place, int(bad.nonzero()[0])]
-    value = float(temperature.detach().min()) if isinstance(temperature, Tensor) else float(temperature)
-    faults[2] = 1.0 if value > 0 else value
-    like = next(x for x in rows.values() if x is not None)
-    every = distributed.exchange_numbers(faults, like.device) if gather and distributed.is_active() else [faults]
-    for rank, (where_wrong, row, wrong) in enumerate(every):
-        at = f" on rank {rank}" if len(every) > 1 else ""
-        if where_wrong:
-            name = list(rows)[int(where_wrong) - 1]
-            raise ValueError(f"{where}: expected {name} to be finite, row {int(row)}{at} is not")
-        if not wrong > 0:
-            raise ValueError(f"{where}: expected temperature in (0.0, inf), got {wrong}{at}")
-
-
-def units_of(where: str, x: Tensor, gather: Gather) -> Units:
+def units_of(x: Tensor, gather: Gather) -> Units:
     """Return centred unit vectors; the centre is that of all ranks where they are compared with each other."""
-    if not gather or not distributed.is_active():
+    if not gather or not is_active():
         return centred_units(x)
-    distributed.check_layouts(where, "features", x)
     total, count = mean_direction(x.detach())
     total, count = torch.split(distributed.global_sum(torch.cat([total, count.view(1)])), [x.shape[1], 1])
     return centred_units(x, total / count.clamp(min=1))
@@ -117,7 +93,7 @@ def reduce_rows(
     rows: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction, gather: Gather
 ) -> ContrastiveOutput:
     """Reduce the losses ``(..., B)`` of rows that are 0 where ``counted`` is False; a mean of nothing is 0."""
-    over_ranks = bool(gather) and reduction == "mean" and distributed.is_active()
+    over_ranks = bool(gather) and reduction == "mean" and is_active()
     share, anchors = row_weights(counted, weight, "sum" if over_ranks else reduction, rows.dtype)
     rows = rows if reduction == "none" and weight is None else rows * share
     if over_ranks:
@@ -165,8 +141,11 @@ class TemperatureModule(nn.Module):
         low, high = bounds
         check_range(where, "temperature_range[0]", low, 0.0, low_open=True)
         check_range(where, "temperature_range[1]", high, low)
-        if learnable:
-            check_range(where, "temperature", temperature, low, high)
+        if learnable and not low <= temperature <= high:
+            raise ValueError(
+                f"{where}: expected a learnable temperature within temperature_range = [{low}, {high}], "
+                f"got {temperature}"
+            )
         self.initial, self.bounds = temperature, (low, high)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable else None
 

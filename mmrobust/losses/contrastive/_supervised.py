@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import distributed
 from ..._similarity.dense import dense_rows, is_small
 from ..._similarity.implementation import need_torch, rounded
-from ..._similarity.masked import Options, Positives, masked_rows
+from ..._similarity.masked import Options, Positives, masked_rows, masked_sums
 from ..._similarity.pairs import row_logsumexp, self_logsumexp
 from ..._similarity.positives import class_energy
 from ..._similarity.ring import ring_class_energy, ring_logsumexp
@@ -45,6 +45,7 @@ class SupConOptions(TypedDict, total=False):
     keys: Tensor | None
     key_labels: Tensor | None
     key_present: Tensor | None
+    key_excluded: Tensor | None
     aggregation: Aggregation
     without_positives: WithoutPositives
     reduction: Reduction
@@ -89,7 +90,7 @@ def compare(batch: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> Cont
         rows = rows if batch.valid is None else torch.where(batch.valid, rows, 0.0)
         return reduce_rows(rows, counted, rule.weight, rule.reduction, rule.gather)
     inside, value = rule.aggregation == "in", rule.temperature.value
-    options = Options(every.valid, masks.excluded, None, inside)
+    options = Options(every.valid, masks.all_excluded(every.x.shape[0]), None, inside)
     positive, left_out = _positives(batch.labels, every.labels, masks).whole(size, every.x.shape[0], options)
     count = positive.sum(1, dtype=value.dtype)
     weight, anchors = row_weights(_counted(count, batch.valid, rule), rule.weight, rule.reduction, value.dtype)
@@ -106,13 +107,15 @@ def _counted(count: Tensor, valid: Tensor | None, rule: Rule) -> Tensor:
 
 def _row_losses(batch: Batch, every: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> tuple[Tensor, Tensor]:
     """Return the loss of every row, 0 without positives, and how many positives it has."""
-    units = rounded(units_of("sup_con_loss", every.x, rule.gather), rule.impl)
+    units = rounded(units_of(every.x, rule.gather), rule.impl)
     keys = Keys(units, every.labels, every.valid)
     own, further = (keys, None) if extra is None else keys.split(batch.x.shape[0], extra)
     one_label = batch.labels is not None and batch.labels.dim() == 1
     by_class = one_label and masks.excluded is None and rule.aggregation == "out"
     if not by_class:
         need_torch("sup_con_loss", rule.impl, "several labels per row, masks of pairs and aggregation='in'")
+    if masks.key_excluded is not None:
+        need_torch("sup_con_loss", rule.impl, "key_excluded")
     if rule.gather == "ring":
         need_torch("sup_con_loss", rule.impl, "gather='ring'")
         if not by_class:
@@ -120,15 +123,17 @@ def _row_losses(batch: Batch, every: Batch, extra: Batch | None, masks: Masks, r
             raise ValueError(
                 f"sup_con_loss: expected one label per row and aggregation='out' with gather='ring', got {found}"
             )
-        logsumexp, energy, count = _ring(own, further, rule)
+        logsumexp, energy, count = _ring(own, rule)
     else:
-        skip = 0
-        if rule.gather:
-            keys, skip = _gathered(own)
-            keys = keys if further is None else _joined_keys(keys, further)
+        keys, skip = _gathered(own) if rule.gather else (own, 0)
         if not by_class:
+            keys = keys if further is None else _joined_keys(keys, further)
             return _pair_by_pair(own, keys, masks, skip, rule)
-        logsumexp, energy, count = _by_class(own, further, keys, skip, rule)
+        logsumexp, energy, count = _by_class(own, keys, skip, rule)
+    energy, count = _without_self(own, energy, count)
+    if further is not None:
+        more = _with_further(own, further, masks.key_excluded, rule)
+        logsumexp, energy, count = torch.logaddexp(logsumexp, more[0]), energy + more[1], count + more[2]
     some = torch.where(count > 0, count, 1.0)
     losses = logsumexp - energy / (some * rule.temperature.value)
     return torch.where(count > 0, losses, 0.0), count
@@ -139,13 +144,13 @@ def _positives(labels: Tensor | None, key_labels: Tensor | None, masks: Masks) -
 
 
 def _pair_by_pair(own: Keys, keys: Keys, masks: Masks, skip: int, rule: Rule) -> tuple[Tensor, Tensor]:
-    options = Options(keys.valid, masks.excluded, skip, rule.aggregation == "in")
+    options = Options(keys.valid, masks.all_excluded(keys.units.u.shape[0]), skip, rule.aggregation == "in")
     positives = _positives(own.labels, keys.labels, masks)
     losses, count = masked_rows(own.units, keys.units, rule.temperature.value, positives, options)
     return torch.where(count > 0, losses, 0.0), count
 
 
-def _by_class(own: Keys, further: Keys | None, keys: Keys, skip: int, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+def _by_class(own: Keys, keys: Keys, skip: int, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Return logsumexp, energy of the positives and their number from sums over classes."""
     value, least = rule.temperature
     if rule.gather:
@@ -154,33 +159,29 @@ def _by_class(own: Keys, further: Keys | None, keys: Keys, skip: int, rule: Rule
         )
     else:
         logsumexp = self_logsumexp(own.units, value, valid=own.valid, least=least, impl=rule.impl)
-        logsumexp = _with_further(logsumexp, own, further, rule)
     assert own.labels is not None and keys.labels is not None
-    energy, count = class_energy(own.units, own.labels, keys.units, keys.labels, keys.valid)
-    return logsumexp, *_without_self(own, energy, count)
+    return logsumexp, *class_energy(own.units, own.labels, keys.units, keys.labels, keys.valid)
 
 
-def _ring(own: Keys, further: Keys | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+def _ring(own: Keys, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same with the rows of all ranks, which pass by block after block."""
     value, least = rule.temperature
     units, labels = own.units, own.labels
     assert labels is not None
     logsumexp = ring_logsumexp(units, units, value, key_valid=own.valid, skip_own=True, least=least)
-    energy, count = ring_class_energy(units, labels, units, labels, own.valid)
-    if further is not None:
-        assert further.labels is not None
-        logsumexp = _with_further(logsumexp, own, further, rule)
-        more = class_energy(units, labels, further.units, further.labels, further.valid)
-        energy, count = energy + more[0], count + more[1]
-    return logsumexp, *_without_self(own, energy, count)
+    return logsumexp, *ring_class_energy(units, labels, units, labels, own.valid)
 
 
-def _with_further(logsumexp: Tensor, own: Keys, further: Keys | None, rule: Rule) -> Tensor:
-    if further is None:
-        return logsumexp
+def _with_further(own: Keys, further: Keys, excluded: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same with extra keys, without pairs that are ``excluded (B, K)``."""
     value, least = rule.temperature
-    other = row_logsumexp(own.units, further.units, value, key_valid=further.valid, least=least, impl=rule.impl)
-    return torch.logaddexp(logsumexp, other)
+    assert own.labels is not None and further.labels is not None
+    if excluded is None:
+        logsumexp = row_logsumexp(own.units, further.units, value, key_valid=further.valid, least=least, impl=rule.impl)
+        return logsumexp, *class_energy(own.units, own.labels, further.units, further.labels, further.valid)
+    positives, options = Positives(own.labels, further.labels), Options(further.valid, excluded, None, False)
+    logsumexp, score, count = masked_sums(own.units, further.units, value, positives, options)
+    return logsumexp, score * count * value, count
 
 
 def _without_self(own: Keys, energy: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ def info_nce_loss(
     which has no extra negatives (they are keys). Memory grows with B, not with its square.
 
     Args:
-        query: Floating tensor ``(B, D)``; needs no normalisation.
+        query: Floating tensor ``(B, D)``; needs no normalisation. Vectors shorter than 1e-12 have no direction: their
+            similarities and gradients are 0.
         key: Floating tensor ``(B, D)``; row ``i`` is the positive of query ``i``.
         temperature: :math:`\tau > 0`; a scalar tensor gets its gradient.
         symmetric: Average both directions.
@@ -73,7 +74,8 @@ def info_nce_loss(
             is over all ranks, times their number, so that gradients averaged by DDP are those of one process.
             ``"ring"``: the same with blocks that travel from rank to rank, so that no rank ever holds all of them.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that vectors are finite, and a temperature that is a tensor positive (waits for the device).
+        validate: Check values, which waits for the device: vectors are finite, weights finite and not negative, a
+            temperature that is a tensor positive.
         return_anchors: Return a :class:`ContrastiveOutput` with the number of pairs that count.
 
     Returns:
@@ -106,7 +108,7 @@ def info_nce_loss(
         impl,
         validate,
     )
-    pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options)
+    pairs = checked_pairs("info_nce_loss", ("query", query), ("key", key), options, symmetric)
     with no_autocast(query):
         if pairs.is_small(pairs.size):
             output = _small(pairs, symmetric, options)
@@ -156,6 +158,7 @@ class InfoNCELoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         gather: False, True or ``"ring"``.
         impl: ``"auto"``, ``"torch"`` or ``"triton"``.
+        validate: Check values, which waits for the device.
 
     Raises:
         TypeError: If the temperature is no number.
@@ -177,15 +180,20 @@ class InfoNCELoss(nn.Module):
         reduction: Reduction = "mean",
         gather: Gather = False,
         impl: Impl = "auto",
+        validate: bool = False,
     ) -> None:
         super().__init__()
         check_choices("InfoNCELoss", reduction, gather, impl)
         self.temperature = TemperatureModule("InfoNCELoss", temperature, learnable_temperature, temperature_range)
-        self.symmetric, self.reduction, self.gather, self.impl = symmetric, reduction, gather, impl
+        self.symmetric, self.reduction, self.gather = symmetric, reduction, gather
+        self.impl, self.validate = impl, validate
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
-        return f"symmetric={self.symmetric}, reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
+        return (
+            f"symmetric={self.symmetric}, reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}, "
+            f"validate={self.validate}"
+        )
 
     def forward(
         self,
@@ -212,4 +220,5 @@ class InfoNCELoss(nn.Module):
             reduction=self.reduction,
             gather=self.gather,
             impl=self.impl,
+            validate=self.validate,
         )

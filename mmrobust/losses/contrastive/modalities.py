@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from ..._checks import as_mask, check_shape, check_size, stack_modalities
+from ..._layouts import world_size
 from ..._precision import no_autocast, widen
 from ..._similarity.dense import dense_pairs, is_small
+from ..._similarity.implementation import resolve
 from ..._similarity.pairs import both_logsumexp
 from ..._similarity.positives import partner_energy
 from ..._similarity.units import Units, centred_units
+from ...distributed import global_sum
 from ...masking import zero_missing
-from ._shared import Temperature, TemperatureModule, as_temperature
+from ._shared import (
+    Gather,
+    Impl,
+    Reduction,
+    Temperature,
+    TemperatureModule,
+    as_temperature,
+    check_choices,
+    check_weight,
+)
+from ._validation import Values, check_gather, check_values
+from .info_nce import info_nce_loss
 
 
 def modality_contrastive_loss(
-    features: Tensor | Sequence[Tensor], present: Tensor | None = None, *, temperature: float | Tensor = 0.07
+    features: Tensor | Sequence[Tensor],
+    present: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    gather: Gather = False,
+    impl: Impl = "auto",
+    validate: bool = False,
 ) -> Tensor:
     r"""Compute symmetric InfoNCE between every two modalities of the same samples.
 
@@ -28,16 +52,27 @@ def modality_contrastive_loss(
     both modalities are queries and keys.
 
     Args:
-        features: Floating tensor ``(B, M, D)`` or a sequence of M tensors ``(B, D)``; needs no normalisation.
+        features: Floating tensor ``(B, M, D)`` or a sequence of M tensors ``(B, D)``; needs no normalisation. Vectors
+            shorter than 1e-12 have no direction: their similarities and gradients are 0.
         present: Bool or integer 0/1 ``(B, M)``, True = the sample has the modality. What is absent is never read.
         temperature: Divides the cosine similarities; > 0. A scalar tensor gets its gradient.
+        weight: Floating tensor ``(B,)`` of samples: the mean of each pair becomes a weighted one. With ``gather`` it
+            gets no gradient.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses ``(P, B)`` of the P = M (M - 1) / 2 pairs of
+            modalities in the order (0, 1), (0, 2), ..., (1, 2), ..., 0 where one of both is absent.
+        gather: False, True or ``"ring"``, as in :func:`info_nce_loss`.
+        impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
+        validate: Check values, which waits for the device: features are finite, weights finite and not negative, a
+            temperature that is a tensor positive.
 
     Returns:
-        A float32 scalar (float64 for float64); 0 and attached to the graph when no sample has two modalities.
+        A float32 scalar (float64 for float64), or ``(P, B)``; 0 and attached to the graph when no sample has two
+        modalities.
 
     Raises:
         TypeError: If a dtype is wrong.
-        ValueError: If a shape or the temperature is wrong.
+        ValueError: If a shape, an option or the temperature is wrong.
+        RuntimeError: If the loss is differentiated twice, or ``impl="triton"`` cannot run.
 
     Source: all pairs of modalities with the loss of Radford et al., arXiv:2103.00020. Deviation: pairs with an absent
     side leave the loss instead of entering it as zero vectors.
@@ -50,28 +85,66 @@ def modality_contrastive_loss(
         tensor(0.)
     """
     where = "modality_contrastive_loss"
+    check_choices(where, reduction, gather, impl)
     x = stack_modalities(where, "features", features)
     chosen = as_temperature(where, temperature, x)
     keep = as_mask(where, "present", present, B=x.shape[0], M=x.shape[1])
+    check_weight(where, weight, x.shape[0], gather)
+    x = zero_missing(x, keep)
+    if gather or validate:
+        some = None if keep is None else keep.any(1)
+        values = Values({"features": x}, temperature, None if weight is None else zero_missing(weight, some))
+        check_gather(where, ("features", x), values, gather, reduction=reduction, validate=validate)
+        if validate:
+            check_values(where, values, gather)
     first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
-    if not first.shape[0]:
-        return widen(x[:, :0]).sum() + 0.0 * chosen.value  # attached to the graph, and reads nothing
     with no_autocast(x):
         valid = None if keep is None else (keep[:, first] & keep[:, second]).T
-        weight = _weights(valid, first.shape[0], x.shape[0], chosen.value)
-        x = zero_missing(x, keep).transpose(0, 1)
-        if is_small(x.shape[1], x.shape[1], batch=first.shape[0]):
-            return dense_pairs(x, first, second, chosen.value, valid, weight, symmetric=True)
-        losses = _row_losses(x, first, second, chosen, valid)
-        return ((losses if valid is None else torch.where(valid, losses, 0.0)) * weight).sum()
+        share = _shares(valid, weight, (len(first), x.shape[0]), chosen.value, reduction, gather)
+        x = x.transpose(0, 1)
+        resolved = resolve(where, impl, x)
+        if not len(first):
+            return _without_pairs(x, chosen.value, reduction)
+        one_by_one = bool(gather) or resolved != "torch"
+        if not one_by_one and reduction != "none" and is_small(x.shape[1], x.shape[1], batch=len(first)):
+            return dense_pairs(x, first, second, chosen.value, valid, share, symmetric=True)
+        if one_by_one:
+            losses = _pair_by_pair(x, valid, chosen.value, gather, impl)
+        else:
+            losses = _row_losses(x, first, second, chosen, valid)
+        losses = (losses if valid is None else torch.where(valid, losses, 0.0)) * share
+        return losses if reduction == "none" else losses.sum()
 
 
-def _weights(valid: Tensor | None, pairs: int, batch: int, like: Tensor) -> Tensor:
-    """Return the weight ``(P, B)`` of each row in a mean over its pair, and of pairs that have a row."""
-    if valid is None:
-        return like.new_full((pairs, batch), 1 / max(pairs * batch, 1))
-    share = valid.to(like.dtype) / valid.sum(1, keepdim=True).clamp(min=1)
-    return share / valid.any(1).sum().clamp(min=1)
+def _without_pairs(x: Tensor, temperature: Tensor, reduction: Reduction) -> Tensor:
+    """Return the loss of one modality: attached to the graph, and reads nothing."""
+    nothing = widen(x[:0]).sum(-1) + 0.0 * temperature
+    return nothing if reduction == "none" else nothing.sum()
+
+
+def _shares(
+    valid: Tensor | None,
+    weight: Tensor | None,
+    shape: tuple[int, int],
+    like: Tensor,
+    reduction: Reduction,
+    gather: Gather,
+) -> Tensor:
+    """Return the weight ``(P, B)`` of each row in a mean over its pair, and of pairs that have a row anywhere."""
+    if valid is None and weight is None and reduction == "mean" and not gather:
+        return like.new_full(shape, 1 / max(math.prod(shape), 1))
+    share = like.new_ones(shape) if weight is None else weight.to(like.dtype).expand(shape)
+    share = share if valid is None else torch.where(valid, share, 0.0)
+    if reduction != "mean":
+        return share
+    amount, rows = share.detach().sum(1), (share.new_ones(shape) if valid is None else valid.to(share.dtype)).sum(1)
+    if gather:
+        amount, rows = global_sum(torch.stack([amount, rows])).unbind()
+        share = share * world_size()
+    else:
+        amount = share.sum(1)
+    amount = torch.where(amount > 0, amount, 1.0)
+    return share / amount.unsqueeze(1) / (rows > 0).sum().clamp(min=1)
 
 
 def _row_losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperature, valid: Tensor | None) -> Tensor:
@@ -81,6 +154,23 @@ def _row_losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperatu
     queries, keys = (Units(units.u[side], units.lost[side]) for side in (first, second))
     rows, columns = both_logsumexp(queries, keys, value, query_valid=valid, key_valid=valid, least=least)
     return (rows + columns) / 2 - partner_energy(queries, keys) / value
+
+
+def _pair_by_pair(x: Tensor, valid: Tensor | None, temperature: Tensor, gather: Gather, impl: Impl) -> Tensor:
+    """Return the same one pair after the other: kernels and ranks know two sets."""
+    pairs = combinations(range(len(x)), 2)
+    losses = [
+        info_nce_loss(
+            *(x[a], x[b]),
+            temperature=temperature,
+            present=None if valid is None else valid[place],
+            reduction="none",
+            gather=gather,
+            impl=impl,
+        )
+        for place, (a, b) in enumerate(pairs)
+    ]
+    return torch.stack(losses)
 
 
 class ModalityContrastiveLoss(nn.Module):
@@ -95,10 +185,14 @@ class ModalityContrastiveLoss(nn.Module):
         temperature: Divides the cosine similarities; > 0. Where a learned one starts.
         learnable_temperature: Learn its logarithm (``temperature.log_temperature``).
         temperature_range: What a learned temperature is kept in.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        gather: False, True or ``"ring"``.
+        impl: ``"auto"``, ``"torch"`` or ``"triton"``.
+        validate: Check values, which waits for the device.
 
     Raises:
         TypeError: If a size is no integer or the temperature no number.
-        ValueError: If one of them is out of range.
+        ValueError: If one of them is out of range, or an option is none of the allowed ones.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -116,13 +210,19 @@ class ModalityContrastiveLoss(nn.Module):
         *,
         learnable_temperature: bool = False,
         temperature_range: tuple[float, float] = (0.01, 1.0),
+        reduction: Reduction = "mean",
+        gather: Gather = False,
+        impl: Impl = "auto",
+        validate: bool = False,
     ) -> None:
         super().__init__()
         where = "ModalityContrastiveLoss"
+        check_choices(where, reduction, gather, impl)
         check_size(where, "hidden_features", hidden_features)
         check_size(where, "num_modalities", num_modalities)
         check_size(where, "projection_features", projection_features)
         self.hidden_features, self.num_modalities = hidden_features, num_modalities
+        self.reduction, self.gather, self.impl, self.validate = reduction, gather, impl, validate
         self.temperature = TemperatureModule(where, temperature, learnable_temperature, temperature_range)
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -133,8 +233,12 @@ class ModalityContrastiveLoss(nn.Module):
             for _ in range(num_modalities)
         )
 
-    def forward(self, mu: Tensor | Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """Return the loss of ``mu (B, M, H)`` (or M tensors ``(B, H)``) with ``present (B, M)``, True = present.
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}, validate={self.validate}"
+
+    def project(self, mu: Tensor | Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """Return the embeddings ``(B, M, P)`` that are compared; those of absent modalities are of zero vectors.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -144,5 +248,25 @@ class ModalityContrastiveLoss(nn.Module):
         check_shape("ModalityContrastiveLoss", "mu", x, B=None, M=self.num_modalities, H=self.hidden_features)
         keep = as_mask("ModalityContrastiveLoss", "present", present, B=x.shape[0], M=x.shape[1])
         parts = zero_missing(x, keep).unbind(1)
-        projected = torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)], dim=1)
-        return modality_contrastive_loss(projected, keep, temperature=self.temperature())
+        return torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)], dim=1)
+
+    def forward(
+        self, mu: Tensor | Sequence[Tensor], present: Tensor | None = None, *, weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of ``mu (B, M, H)`` (or M tensors ``(B, H)``) with ``present (B, M)``, True = present.
+
+        Raises:
+            TypeError: If a dtype is wrong.
+            ValueError: If a shape is wrong.
+        """
+        projected = self.project(mu, present)
+        return modality_contrastive_loss(
+            projected,
+            present,
+            temperature=self.temperature(),
+            weight=weight,
+            reduction=self.reduction,
+            gather=self.gather,
+            impl=self.impl,
+            validate=self.validate,
+        )

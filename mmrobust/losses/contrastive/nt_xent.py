@@ -49,7 +49,8 @@ def nt_xent_loss(
     and the mean over all rows. Memory grows with B, not with its square.
 
     Args:
-        z1: Floating tensor ``(B, D)``, one view of each sample; needs no normalisation.
+        z1: Floating tensor ``(B, D)``, one view of each sample; needs no normalisation. Vectors shorter than 1e-12 have
+            no direction: their similarities and gradients are 0.
         z2: Floating tensor ``(B, D)``, the other view.
         temperature: :math:`\tau > 0`; a scalar tensor gets its gradient.
         present: Bool or integer 0/1 ``(B,)``, True = the sample exists. Other rows are never read.
@@ -62,7 +63,8 @@ def nt_xent_loss(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses of the rows of ``z1`` and ``z2`` ``(2, B)``.
         gather: False, True or ``"ring"``, as in :func:`info_nce_loss`.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that vectors are finite, and a temperature that is a tensor positive (waits for the device).
+        validate: Check values, which waits for the device: vectors are finite, weights finite and not negative, a
+            temperature that is a tensor positive.
         return_anchors: Return a :class:`ContrastiveOutput` with the number of rows that count.
 
     Returns:
@@ -132,6 +134,7 @@ class NTXentLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         gather: False, True or ``"ring"``.
         impl: ``"auto"``, ``"torch"`` or ``"triton"``.
+        validate: Check values, which waits for the device.
 
     Raises:
         TypeError: If the temperature is no number.
@@ -152,15 +155,16 @@ class NTXentLoss(nn.Module):
         reduction: Reduction = "mean",
         gather: Gather = False,
         impl: Impl = "auto",
+        validate: bool = False,
     ) -> None:
         super().__init__()
         check_choices("NTXentLoss", reduction, gather, impl)
         self.temperature = TemperatureModule("NTXentLoss", temperature, learnable_temperature, temperature_range)
-        self.reduction, self.gather, self.impl = reduction, gather, impl
+        self.reduction, self.gather, self.impl, self.validate = reduction, gather, impl, validate
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
-        return f"reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}"
+        return f"reduction={self.reduction!r}, gather={self.gather!r}, impl={self.impl!r}, validate={self.validate}"
 
     def forward(
         self,
@@ -186,4 +190,5 @@ class NTXentLoss(nn.Module):
             reduction=self.reduction,
             gather=self.gather,
             impl=self.impl,
+            validate=self.validate,
         )

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from ..._checks import check_option
 from ..._precision import no_autocast
 from ..._similarity.implementation import resolve
-from ._batch import check_together, checked_masks, checked_rows
+from ._batch import check_together, checked_masks, checked_rows, supervised_values
 from ._shared import (
     ContrastiveOutput,
     Gather,
@@ -19,10 +19,10 @@ from ._shared import (
     TemperatureModule,
     as_temperature,
     check_choices,
-    check_values,
     check_weight,
 )
 from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, compare
+from ._validation import check_gather, check_values
 
 
 @overload
@@ -50,6 +50,7 @@ def sup_con_loss(
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
     key_present: Tensor | None = None,
+    key_excluded: Tensor | None = None,
     aggregation: Aggregation = "out",
     without_positives: WithoutPositives = "skip",
     reduction: Reduction = "mean",
@@ -70,13 +71,15 @@ def sup_con_loss(
     computed in blocks, again in the backward pass, and positives by label come from sums over classes.
 
     Args:
-        features: Floating tensor ``(B, D)``; needs no normalisation. Several views of a sample are several rows.
+        features: Floating tensor ``(B, D)``; needs no normalisation. Several views of a sample are several rows. Rows
+            shorter than 1e-12 have no direction: their similarities and gradients are 0.
         labels: Integer tensor ``(B,)``, or bool or integer 0/1 ``(B, C)`` for several labels per row: rows with a label
             in common are positives. ``None`` only with ``positives``.
         temperature: :math:`\tau > 0`; a scalar tensor gets its gradient.
         positives: Bool or integer 0/1 ``(B, B + K)`` instead of labels, True = key j (rows, then extra keys) is a
-            positive of row i. The row itself never is.
-        excluded: Bool or integer 0/1 ``(B, B + K)``, True = the pair does not exist: duplicates, false negatives.
+            positive of row i. The row itself never is. Not with ``gather``.
+        excluded: Bool or integer 0/1 ``(B, B + K)``, True = the pair does not exist: duplicates, false negatives. Not
+            with ``gather``.
         present: Bool or integer 0/1 ``(B,)``, True = the row is real. Other rows are neither anchors nor keys and are
             never read.
         weight: Floating tensor ``(B,)``: the mean becomes a weighted one. With ``gather`` it gets no gradient.
@@ -85,16 +88,19 @@ def sup_con_loss(
         keys: Floating tensor ``(K, D)`` of further keys, such as those of a :class:`~mmrobust.MemoryBank`.
         key_labels: Their labels, in the form of ``labels``.
         key_present: Bool or integer 0/1 ``(K,)``, True = the key is real.
+        key_excluded: Bool or integer 0/1 ``(B, K)``, True = the pair with an extra key does not exist: what a bank
+            holds of the sample itself (:meth:`~mmrobust.MemoryBank.own_slots`).
         aggregation: ``"out"``: the mean over positives outside of the logarithm, as above; ``"in"``: inside,
             :math:`-\log \frac{1}{|P|} \sum_p e^{\ldots}`.
         without_positives: ``"skip"``: rows without a positive leave the mean; ``"zero"``: they count with loss 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the losses of all rows ``(B,)``.
         gather: ``True``: rows of all ranks of the default process group are keys too, with exact gradients; the mean is
             over all ranks, times their number, so that gradients averaged by DDP are those of one process.
-            ``"ring"``: the same with blocks that travel from rank to rank, so that no rank ever holds all rows.
+            ``"ring"``: the same with blocks that travel from rank to rank, so that no rank ever holds all rows; for one
+            label per row and ``aggregation="out"``. Extra keys stay on their rank.
         impl: ``"torch"``, ``"triton"`` (raises where it cannot run), or ``"auto"``.
-        validate: Check that features and keys are finite, and a temperature that is a tensor positive (waits for the
-            device).
+        validate: Check values, which waits for the device: features and keys are finite, weights finite and not
+            negative, several labels per row 0 or 1, a temperature that is a tensor positive.
         return_anchors: Return a :class:`ContrastiveOutput` with the number of rows that count.
 
     Returns:
@@ -120,13 +126,29 @@ def sup_con_loss(
     check_choices(where, reduction, gather, impl)
     check_option(where, "aggregation", aggregation, ("out", "in"))
     check_option(where, "without_positives", without_positives, ("skip", "zero"))
-    check_together(where, positives, ignore_index, keys=keys, key_labels=key_labels, key_present=key_present)
+    extras = {"keys": keys, "key_labels": key_labels, "key_present": key_present, "key_excluded": key_excluded}
+    check_together(where, positives, ignore_index, **extras)
     batch = checked_rows(where, features, labels, present, ignore_index, "")
     extra = None if keys is None else checked_rows(where, keys, key_labels, key_present, ignore_index, "key_")
-    masks = checked_masks(where, batch, extra, positives, excluded, gather)
+    masks = checked_masks(
+        where, batch, extra, gather, positives=positives, excluded=excluded, key_excluded=key_excluded
+    )
     check_weight(where, weight, features.shape[0], gather)
-    if validate:
-        check_values(where, {"features": batch.x, "keys": None if extra is None else extra.x}, temperature, gather)
+    if gather or validate:
+        values = supervised_values(batch, extra, temperature, weight, labels, key_labels)
+        check_gather(
+            where,
+            ("features", batch.x),
+            values,
+            gather,
+            aggregation=aggregation,
+            without_positives=without_positives,
+            reduction=reduction,
+            validate=validate,
+            labels_per_row=None if labels is None else tuple(labels.shape[1:]),
+        )
+        if validate:
+            check_values(where, values, gather)
     with no_autocast(features):
         chosen, resolved = as_temperature(where, temperature, features), resolve(where, impl, features)
         rule = Rule(chosen, aggregation, without_positives, weight, reduction, gather, resolved)
@@ -147,6 +169,7 @@ class SupConLoss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         gather: False, True or ``"ring"``.
         impl: ``"auto"``, ``"torch"`` or ``"triton"``.
+        validate: Check values, which waits for the device.
 
     Raises:
         TypeError: If the temperature is no number.
@@ -170,6 +193,7 @@ class SupConLoss(nn.Module):
         reduction: Reduction = "mean",
         gather: Gather = False,
         impl: Impl = "auto",
+        validate: bool = False,
     ) -> None:
         super().__init__()
         where = "SupConLoss"
@@ -178,14 +202,14 @@ class SupConLoss(nn.Module):
         check_option(where, "without_positives", without_positives, ("skip", "zero"))
         self.temperature = TemperatureModule(where, temperature, learnable_temperature, temperature_range)
         self.aggregation, self.without_positives, self.ignore_index = aggregation, without_positives, ignore_index
-        self.reduction, self.gather, self.impl = reduction, gather, impl
+        self.reduction, self.gather, self.impl, self.validate = reduction, gather, impl, validate
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
         return (
             f"aggregation={self.aggregation!r}, without_positives={self.without_positives!r}, "
             f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, gather={self.gather!r}, "
-            f"impl={self.impl!r}"
+            f"impl={self.impl!r}, validate={self.validate}"
         )
 
     def forward(
@@ -200,6 +224,7 @@ class SupConLoss(nn.Module):
         keys: Tensor | None = None,
         key_labels: Tensor | None = None,
         key_present: Tensor | None = None,
+        key_excluded: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of ``features (B, D)`` with ``labels (B,)``; see :func:`sup_con_loss`."""
         return sup_con_loss(
@@ -214,9 +239,11 @@ class SupConLoss(nn.Module):
             keys=keys,
             key_labels=key_labels,
             key_present=key_present,
+            key_excluded=key_excluded,
             aggregation=self.aggregation,
             without_positives=self.without_positives,
             reduction=self.reduction,
             gather=self.gather,
             impl=self.impl,
+            validate=self.validate,
         )
