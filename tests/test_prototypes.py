@@ -82,13 +82,13 @@ def test_exact_bases_are_the_span_of_their_rows() -> None:
 def test_vectors_inside_a_subspace(dtype: torch.dtype) -> None:
     """The true residual is rounding of x alone: within 2e-6 of the square of the length in float32, never negative.
 
-    Half precision is computed in float32; ``precise`` in float64, to 1e-12.
+    Half precision is computed in float32; ``precise`` in float64, to 1e-12 beside the rounding of the result.
     """
     basis = orthonormal(5, 8, 256).to(dtype)
     x = (normal(300, 8, seed=1).to(dtype) @ basis[2]).to(dtype)
     square = x.double().square().sum(1)
     want = torch.from_numpy(reference.subspace_residual(x.double().numpy(), basis.double().numpy()))
-    for precise, bound in ((False, 2e-6), (True, 1e-12 if dtype != torch.float32 else 1e-7)):
+    for precise, bound in ((False, 2e-6), (True, 1e-12)):
         got = subspace_residual(x, basis, precise=precise)
         assert got.dtype == torch.float32
         assert (got >= 0).all()
@@ -96,12 +96,73 @@ def test_vectors_inside_a_subspace(dtype: torch.dtype) -> None:
         assert ((got.double() - want).abs() <= rounding).all()
 
 
-def test_precise_residuals_of_float64() -> None:
+def test_precise_residuals_beside_a_subspace() -> None:
     basis = orthonormal(5, 8, 256)
     x = normal(300, 8, seed=1) @ basis[2] + 1e-6 * normal(300, 256, seed=2)
     got = subspace_residual(x.float(), basis.float(), precise=True).double()[:, 2]
     wide = reference.subspace_residual(x.float().double().numpy(), basis.float().double().numpy())[:, 2]
     assert (got - torch.from_numpy(wide)).abs().max() <= 1e-12 * float(x.square().sum(1).max()) + 1e-7 * wide.max()
+
+
+def test_autocast_does_not_round_residuals() -> None:
+    x, basis = normal(50, 64, dtype=torch.float32), orthonormal(3, 4, 64).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = subspace_residual(x, basis)
+    assert torch.equal(got, subspace_residual(x, basis))
+
+
+def test_overlap_is_never_negative() -> None:
+    """Of orthogonal subspaces a difference of two equal sums is left."""
+    for seed in range(50):
+        flat = torch.linalg.qr(normal(128, 80, seed=seed, dtype=torch.float32))[0].mT
+        assert float(subspace_separation(flat.reshape(10, 8, 128))) >= 0
+
+
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("length", [1e-10, 1e-3, 1e20, 1e30])
+def test_only_the_direction_of_unit_rows_counts(length: float, precise: bool) -> None:
+    torch.manual_seed(0)
+    model = SubspacePrototypeClassifier(16, 3, 2, normalize=True, precise=precise)
+    x = normal(5, 16, dtype=torch.float32)
+    torch.testing.assert_close(model.residuals(x * length), model.residuals(x), rtol=1e-5, atol=1e-6)
+    assert model.residuals(x).dtype == torch.float32
+
+
+def test_the_classifier_is_precise_on_request() -> None:
+    torch.manual_seed(0)
+    for normalize in (False, True):
+        model = SubspacePrototypeClassifier(256, 5, 8, normalize=normalize, precise=True)
+        other = SubspacePrototypeClassifier(256, 5, 8, normalize=normalize)
+        other.load_state_dict(model.state_dict())
+        x = normal(100, 8, seed=1, dtype=torch.float32) @ model.weight[2].detach()
+        wide = x.double() / x.double().norm(dim=1, keepdim=True) if normalize else x.double()
+        want = torch.from_numpy(reference.subspace_residual(wide.numpy(), model.weight.detach().double().numpy()))
+        error, rough = ((m.residuals(x).detach().double() - want).abs()[:, 2].max() for m in (model, other))
+        assert error < 1e-4 * rough
+
+
+@pytest.mark.parametrize("options", [{}, {"orthogonality": "exact"}])
+def test_rows_without_a_direction_are_far_from_every_class(options: dict[str, Any]) -> None:
+    """A sample of which nothing is known must not be the surest of all."""
+    torch.manual_seed(0)
+    model = SubspacePrototypeClassifier(8, 3, 2, normalize=True, **options)
+    x = normal(20, 8, dtype=torch.float32)
+    x[3] = 0.0
+    x.requires_grad_()
+    assert torch.equal(model.residuals(x)[3], torch.ones(3))
+    model.fit_threshold(x[4:], accept=1.0)
+    prediction = model.predict(x)
+    assert prediction.classes[3] == -1
+    assert (prediction.classes[4:] >= 0).all()
+    model(x).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert not x.grad[3].any()
+
+
+def test_exact_bases_have_no_penalty() -> None:
+    penalty = SubspacePrototypeClassifier(8, 3, 2, orthogonality="exact").orthonormality_penalty()
+    assert float(penalty) == 0.0
+    assert not penalty.requires_grad
 
 
 @pytest.mark.parametrize(("classes", "size", "width"), [(3, 2, 6), (4, 3, 8), (10, 8, 16), (1, 5, 5)])
@@ -173,6 +234,32 @@ class TestRejection:
         model.fit_threshold(self.x, accept=0.5)
         other.load_state_dict(model.state_dict())
         assert torch.equal(other.predict(self.x).classes, model.predict(self.x).classes)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("accept", [0.07, 0.5, 0.55, 0.95, 1.0])
+    def test_coverage_holds_in_coarse_dtypes(self, accept: float, dtype: torch.dtype) -> None:
+        """A residual that is rounded down on its way into the buffer would reject its own row."""
+        for seed in range(20):
+            x = normal(100, 6, seed=seed, dtype=torch.float64 if dtype == torch.float32 else torch.float32).to(dtype)
+            model = self.model().to(dtype)
+            x = x.double() if dtype == torch.float32 else x
+            model.fit_threshold(x, accept=accept)
+            accepted = int((model.predict(x).classes >= 0).sum())
+            assert accepted >= round(accept * 100)
+            assert dtype != torch.float32 or accepted == round(accept * 100)
+
+    def test_rows_that_are_not_finite_do_not_count(self) -> None:
+        model, x = self.model(), self.x.clone()
+        want = model.fit_threshold(x[4:], accept=0.9).clone()
+        x[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30]).unsqueeze(1)
+        assert torch.equal(model.fit_threshold(x, accept=0.9), want)
+        assert (model.predict(x).classes[:4] == -1).all()
+
+    def test_a_new_start_forgets_the_threshold(self) -> None:
+        model = self.model()
+        model.fit_threshold(self.x, accept=0.5)
+        model.reset_parameters()
+        assert model.threshold.isinf()
 
     def test_no_row_counts(self) -> None:
         model = self.model()

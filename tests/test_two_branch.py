@@ -102,12 +102,51 @@ def test_a_sample_without_any_branch() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"head": "linear"}, {"contrastive_weight": 0.0}])
+def test_samples_without_any_branch_leave_the_loss(options: dict[str, Any]) -> None:
+    model = build(dropout=0.0, **options)
+    present, labels = torch.ones(12, 2, dtype=torch.bool), torch.arange(12) % 3
+    present[8:] = False
+    whole = model.loss(inputs(), labels, present)
+    some = model.loss({name: x[:8] for name, x in inputs().items()}, labels[:8])
+    torch.testing.assert_close(whole.loss, some.loss)
+    for nothing in (
+        model.loss(inputs(), labels, ~present.any()[None, None].expand(12, 2)),
+        model.loss(inputs(0), labels[:0]),
+    ):
+        assert float(nothing.classification.detach()) == 0.0
+        nothing.loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_options_reach_the_parts() -> None:
+    options = {"temperature": 0.3, "normalize": False, "orthogonality": "exact"}
+    model = build(**options)
+    assert {name: getattr(model.head, name) for name in options} == options
+    assert (model.head.num_classes, model.head.subspace_dim) == (3, 2)
+    rates = [[m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)] for encoder in model.encoders]
+    assert [max(found) for found in rates] == [0.5, 0.2]
+    one = TwoBranchPrototypeClassifier(SIZES, 8, 3, 2)
+    assert [sum(isinstance(m, torch.nn.Linear) for m in encoder.modules()) for encoder in one.encoders] == [1, 1]
+    assert (
+        one.double().loss({k: x.double() for k, x in inputs().items()}, torch.arange(12) % 3).loss.dtype
+        == torch.float64
+    )
+
+
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [
         (lambda: build().loss(inputs(), torch.zeros(12)), TypeError, "labels"),
         (lambda: build().loss(inputs(), torch.zeros(11, dtype=torch.int64)), ValueError, "labels"),
         (lambda: build(dropout={"deep": 0.5}), ValueError, "dropout of each branch, got none of 'shallow'"),
+        (lambda: build(dropout={**dict.fromkeys(SIZES, 0.1), "other": 0.1}), ValueError, "one of 'other'"),
+        (
+            lambda: TwoBranchPrototypeClassifier(SIZES, {**WIDTHS, "x": [8]}, 3, 2),
+            ValueError,
+            "hidden_features of deep",
+        ),
+        (lambda: TwoBranchPrototypeClassifier(SIZES, 8, 0, 2, head="linear"), ValueError, "num_classes of at least 1"),
         (lambda: build(separation_weight=-1.0), ValueError, "separation_weight"),
     ],
 )

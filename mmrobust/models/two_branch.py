@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_integers, check_option, check_range, check_shape, check_size
+from .._precision import widen
 from ..attention import FeatureTokenFusion
 from ..encoders import FeatureTokenizer, MLPEncoder, ProjectionHead
 from ..losses import sup_con_loss
@@ -57,7 +58,8 @@ class TwoBranchPrototypeClassifier(nn.Module):
 
     Args:
         in_features: Features of every branch; the order here is the order of M everywhere.
-        hidden_features: Widths of the extractor of each branch, or of all; the last is H, the same for all.
+        hidden_features: Widths of the extractor of each branch, or of all (one integer = one layer); the last is H, the
+            same for all.
         num_classes: Number of classes C.
         subspace_dim: Basis vectors of each class.
         dropout: Dropout probability in the extractor of each branch, or in all.
@@ -90,7 +92,7 @@ class TwoBranchPrototypeClassifier(nn.Module):
     def __init__(
         self,
         in_features: Mapping[str, int],
-        hidden_features: Mapping[str, Sequence[int]] | Sequence[int],
+        hidden_features: Mapping[str, Sequence[int] | int] | Sequence[int] | int,
         num_classes: int,
         subspace_dim: int,
         *,
@@ -112,17 +114,18 @@ class TwoBranchPrototypeClassifier(nn.Module):
         where = "TwoBranchPrototypeClassifier"
         self.reader = InputReader(where, in_features, ())
         names = list(in_features)
-        widths = {name: list(_of(where, "hidden_features", hidden_features, name)) for name in names}
-        hidden = _last(where, widths)
+        check_size(where, "num_classes", num_classes)
+        widths, dropouts = _widths(where, hidden_features, names), _by_name(where, "dropout", dropout, names)
+        hidden = widths[names[0]][-1]
         check_option(where, "head", head, ("subspace", "linear"))
         check_size(where, "token_features", token_features, 0)
         check_range(where, "contrastive_temperature", contrastive_temperature, 0.0, low_open=True)
-        self.hidden_features, self.num_classes, self.head_kind = hidden, num_classes, head
+        self.hidden_features, self.num_classes = hidden, num_classes
         self.encoders = nn.ModuleList(
             MLPEncoder(
                 in_features[name],
                 widths[name],
-                dropout=_of(where, "dropout", dropout, name),
+                dropout=dropouts[name],
                 activation="gelu",
                 normalization="layer",
             )
@@ -138,10 +141,10 @@ class TwoBranchPrototypeClassifier(nn.Module):
         self.head: nn.Module = nn.Linear(hidden, num_classes)
         if head == "subspace":
             self.head = SubspacePrototypeClassifier(hidden, num_classes, subspace_dim, **prototypes)  # type: ignore[arg-type]
-        given = (classification_weight, contrastive_weight, orthonormality_weight, separation_weight)
-        for name, weight in zip(_WEIGHTS, given, strict=True):
+        weights = (classification_weight, contrastive_weight, orthonormality_weight, separation_weight)
+        for name, weight in zip(_WEIGHTS, weights, strict=True):
             check_range(where, name, weight, 0.0)
-        self.weights, self.contrastive_temperature = given, contrastive_temperature
+        self.weights, self.contrastive_temperature = weights, contrastive_temperature
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor | None = None) -> PrototypeClassifierOutput:
         """Classify ``inputs``, a tensor ``(B, D)`` per branch, with ``present (B, M)``, True = present.
@@ -176,6 +179,8 @@ class TwoBranchPrototypeClassifier(nn.Module):
     ) -> PrototypeLossOutput:
         """Return the training loss with ``labels (B,)`` in [0, C); ``keys``: more keys of a memory bank.
 
+        Samples without any branch leave every mean; of none the loss is 0.
+
         Raises:
             TypeError: If a dtype is wrong.
             ValueError: If a shape or a name is wrong.
@@ -183,7 +188,7 @@ class TwoBranchPrototypeClassifier(nn.Module):
         output = self(inputs, present)
         check_integers("TwoBranchPrototypeClassifier.loss", "labels", labels)
         check_shape("TwoBranchPrototypeClassifier.loss", "labels", labels, B=output.logits.shape[0])
-        classification = F.cross_entropy(output.logits.float(), labels.long())
+        classification = self._classification(output, labels)
         contrastive = orthonormality = separation = torch.zeros_like(classification)
         if self.weights[1]:
             contrastive = sup_con_loss(
@@ -202,6 +207,11 @@ class TwoBranchPrototypeClassifier(nn.Module):
         total = sum((w * part for w, part in zip(self.weights, parts, strict=True)), torch.zeros_like(classification))
         return PrototypeLossOutput(total, *parts, output)
 
+    def _classification(self, output: PrototypeClassifierOutput, labels: Tensor) -> Tensor:
+        known = output.present.any(1)
+        losses = F.cross_entropy(widen(output.logits), labels.long(), reduction="none")
+        return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+
     def _attended(self, hidden: list[Tensor], present: Tensor) -> list[Tensor]:
         assert self.fusion is not None
         tokens = [tokenize(x) for tokenize, x in zip(self.tokenizers, hidden, strict=True)]
@@ -210,18 +220,24 @@ class TwoBranchPrototypeClassifier(nn.Module):
         return [x + more for x, more in zip(hidden, found, strict=True)]
 
 
-def _of(where: str, name: str, option: Any, branch: str) -> Any:
-    """Return what an option says of a branch."""
+def _by_name(where: str, name: str, option: Any, branches: Sequence[str]) -> dict[str, Any]:
+    """Return an option of each branch, which may be given once for all."""
     if not isinstance(option, Mapping):
-        return option
-    if branch not in option:
-        raise ValueError(f"{where}: expected {name} of each branch, got none of {branch!r}")
-    return option[branch]
+        return dict.fromkeys(branches, option)
+    for branch in branches:
+        if branch not in option:
+            raise ValueError(f"{where}: expected {name} of each branch, got none of {branch!r}")
+    for branch in option:
+        if branch not in branches:
+            raise ValueError(f"{where}: expected {name} of {', '.join(branches)} only, got one of {branch!r}")
+    return dict(option)
 
 
-def _last(where: str, widths: Mapping[str, list[int]]) -> int:
-    """Return the width that all extractors end in."""
-    last = {width[-1] if width else 0 for width in widths.values()}
+def _widths(where: str, option: Any, branches: Sequence[str]) -> dict[str, list[int]]:
+    """Return the widths of every extractor, all of which end in the same."""
+    given = _by_name(where, "hidden_features", option, branches)
+    widths = {name: [one] if isinstance(one, int) else list(one) for name, one in given.items()}
+    last = {found[-1] if found else 0 for found in widths.values()}
     if len(last) != 1 or 0 in last:
-        raise ValueError(f"{where}: expected hidden_features that end in the same width for all, got {dict(widths)}")
-    return last.pop()
+        raise ValueError(f"{where}: expected hidden_features that end in the same width for all, got {widths}")
+    return widths

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_floating, check_integers, check_option, check_range, check_shape, check_size
 from .._precision import no_autocast, widen
+from .._similarity.units import normalise
 from .functional import orthonormality_penalty, subspace_residual, subspace_separation
 
 Orthogonality = Literal["penalty", "exact"]
@@ -35,10 +36,11 @@ class SubspacePrototypeClassifier(nn.Module):
             other; beyond that classes necessarily share directions, and only the rows of each class start orthonormal.
         temperature: Divides the residuals; > 0.
         normalize: Scale x to unit length first: residuals are then squared sines in [0, 1]. A vector shorter than 1e-12
-            stays, and is equally far from every class.
+            has no direction, as that of a sample of which nothing is known: its residual to every class is 1. Without
+            ``normalize`` the zero vector lies in every subspace; mask such rows.
         orthogonality: ``"penalty"``: the basis is a free parameter, kept near orthonormal by
             :meth:`orthonormality_penalty` in the loss. ``"exact"``: the rows of the parameter are orthonormalised (QR)
-            in every forward pass; only their span counts.
+            in every forward pass; only their span counts. They have to stay linearly independent.
         precise: Residuals in float64, as in :func:`~mmrobust.functional.subspace_residual`.
 
     Raises:
@@ -123,10 +125,15 @@ class SubspacePrototypeClassifier(nn.Module):
         """
         check_floating("SubspacePrototypeClassifier", "x", x)
         check_shape("SubspacePrototypeClassifier", "x", x, B=None, D=self.in_features)
-        if self.normalize:
-            with no_autocast(x):
-                x = F.normalize(widen(x), dim=1)
-        return subspace_residual(x, self.basis, precise=self.precise)
+        if not self.normalize:
+            return subspace_residual(x, self.basis, precise=self.precise)
+        with no_autocast(x):
+            unit, _ = normalise(x)
+            found = subspace_residual(
+                unit if self.precise else unit.to(widen(x).dtype), self.basis, precise=self.precise
+            )
+            found = torch.where(unit.any(1, keepdim=True), found, 1.0)
+            return found.to(torch.promote_types(widen(x).dtype, widen(self.weight).dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of ``x (B, D)``, float32 (float64 for float64).
@@ -139,7 +146,9 @@ class SubspacePrototypeClassifier(nn.Module):
 
     def orthonormality_penalty(self) -> Tensor:
         """Return :func:`~mmrobust.functional.orthonormality_penalty` of the bases, for the loss; 0 for "exact"."""
-        return orthonormality_penalty(self.basis)
+        if self.orthogonality == "exact":
+            return widen(self.weight).new_zeros(())
+        return orthonormality_penalty(self.weight)
 
     def separation(self) -> Tensor:
         """Return :func:`~mmrobust.functional.subspace_separation` of the bases, in [0, 1] for orthonormal ones."""
@@ -154,11 +163,11 @@ class SubspacePrototypeClassifier(nn.Module):
             labels: Integer tensor ``(B,)``: only rows that are classified rightly count, so that 1 - ``accept`` is
                 the share of them that is rejected in vain (false rejections). ``None``: all rows count, so that
                 ``accept`` is the coverage.
-            accept: Share of the counted rows to accept at least, in (0, 1].
+            accept: Share of the counted rows to accept at least, in (0, 1]. Rows with NaN or Inf never count.
 
         Returns:
-            The threshold, which is kept (and saved) as the buffer ``threshold``: the residual of a row, inf where no
-            row counts.
+            The threshold, which is kept (and saved) as the buffer ``threshold``: the residual of a row, rounded up to
+            the dtype of the buffer; inf where no row counts.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -173,10 +182,16 @@ class SubspacePrototypeClassifier(nn.Module):
             check_integers(where, "labels", labels)
             check_shape(where, "labels", labels, B=x.shape[0])
             residual = residual[nearest == labels]
+        residual = residual[residual.isfinite()]
         if not len(residual):
             return self.threshold.fill_(torch.inf)
-        place = min(max(int(-(-accept * len(residual) // 1)), 1), len(residual))
-        return self.threshold.copy_(residual.sort().values[place - 1])
+        # Products such as .07 * 100 are a rounding error above the number that is meant.
+        place = min(max(math.ceil(accept * len(residual) - 1e-9), 1), len(residual))
+        limit = residual.sort().values[place - 1]
+        self.threshold.copy_(limit)
+        if self.threshold < limit:
+            self.threshold.copy_(torch.nextafter(self.threshold, torch.full_like(self.threshold, torch.inf)))
+        return self.threshold
 
     def predict(self, x: Tensor, *, threshold: float | Tensor | None = None) -> SubspacePrediction:
         """Return the nearest class of each row of ``x (B, D)``, or -1 where its residual is above the threshold.

@@ -10,7 +10,7 @@ from .._precision import no_autocast, widen
 
 
 def subspace_residual(x: Tensor, basis: Tensor, *, precise: bool = False) -> Tensor:
-    r"""Return the squared distance of vectors to the span of each basis.
+    r"""Return what each basis leaves over of vectors: the squared distance to its span, if its rows are orthonormal.
 
     With coefficients :math:`c = U x` and the Gram matrix :math:`G = U U^\top`,
 
@@ -22,9 +22,9 @@ def subspace_residual(x: Tensor, basis: Tensor, *, precise: bool = False) -> Ten
     Args:
         x: Floating tensor ``(B, D)``.
         basis: Floating tensor ``(C, K, D)``: K rows for each of C classes.
-        precise: Compute in float64. In float32 the error is up to 2e-6 :math:`\|x\|^2` whatever the residual: harmless
-            for logits, but a residual far below :math:`\|x\|^2`, its root or its logarithm is then noise. Takes up to
-            2.5 times as long.
+        precise: Compute in float64. In float32 the error is up to 2e-6 :math:`\|x\|^2` for orthonormal rows (without
+            TF32), whatever the residual: harmless for logits, but a residual far below :math:`\|x\|^2`, its root or
+            its logarithm is then noise. Takes up to 2.5 times as long.
 
     Returns:
         Residuals ``(B, C)`` in float32 (float64 for float64), never negative; at most :math:`\|x\|^2` up to rounding
@@ -110,7 +110,7 @@ def subspace_separation(basis: Tensor) -> Tensor:
         flat = u.reshape(classes * size, width)
         gram = flat @ flat.mT if classes * size <= width else flat.mT @ flat
         total = gram.square().sum() - (u @ u.mT).square().sum()
-        return total / max(classes * (classes - 1) * size, 1)
+        return total.clamp(min=0) / max(classes * (classes - 1) * size, 1)
 
 
 def _check_basis(where: str, basis: Tensor, features: int | None = None) -> None:

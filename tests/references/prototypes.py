@@ -33,9 +33,13 @@ def classifier(state: State, x: Array, *, temperature: float, normalize: bool, e
     basis = state["weight"]
     if exact:
         basis = np.array([np.linalg.qr(u.T)[0].T for u in basis]).reshape(basis.shape)
-    if normalize:
-        x = np.array([row / max(float(np.linalg.norm(row)), 1e-12) for row in x]).reshape(x.shape)
-    return -subspace_residual(x, basis) / temperature
+    if not normalize:
+        return -subspace_residual(x, basis) / temperature
+    norms = np.array([float(np.linalg.norm(row)) for row in x])
+    unit = np.array([row / norm if norm > 1e-12 else row for row, norm in zip(x, norms, strict=True)]).reshape(x.shape)
+    residual = subspace_residual(unit, basis)
+    residual[norms <= 1e-12] = 1.0
+    return -residual / temperature
 
 
 def two_branch(
