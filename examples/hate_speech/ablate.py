@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.pipeline.arguments import Arguments, check_reference, count, find_parts, label_of, split_overrides
-from examples.pipeline.jobs import Job, check_complete, data_fingerprint, fingerprint, plan_jobs
+from examples.pipeline.jobs import check_complete, data_fingerprint, fingerprint, plan_jobs
 from examples.pipeline.reports import show
 
+from .classical import CLASSICAL, MEANING
 from .cli import HateCLI, corpus_of
 from .data import TextData
 from .evaluate import add_wanted, wanted_of
-from .jobs import complete
+from .jobs import HateJob, complete
 from .measure import span_sets
 from .readers import read_corpus
 from .report import DCL, pairs_of, report
@@ -40,6 +41,15 @@ def ablate_command(args: Sequence[str]) -> None:
         nargs="+",
         default=list(ALL),
         help="names or YAML files; NAME+OTHER puts one after the other, as span_aware+dcl (default: all thirteen)",
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="*",
+        choices=list(CLASSICAL),
+        default=[],
+        help="of scikit-learn, to be compared with: "
+        + "; ".join(f"{name} = {text}" for name, text in MEANING.items())
+        + " (default: none)",
     )
     parser.add_argument("--seeds", type=count, default=5, help="number of seeds, from 0 on (default: %(default)s)")
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default: 0")
@@ -71,15 +81,15 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     return written
 
 
-def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Job], TextData]:
+def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[HateJob], TextData]:
     """Check every configuration before the first run starts, and make the jobs."""
     files = {label_of(name): find_parts(name, CONFIGS) for name in given.configs}
     if len(files) < len(given.configs):
         raise ValueError(f"ablate: --configs: expected different names, got {', '.join(map(label_of, given.configs))}")
-    check_reference("ablate", given.reference, list(files))
+    check_reference("ablate", given.reference, [*files, *given.baselines])
     wanted, kept, data = wanted_of(given), dict[str, TextData](), None
     spans = _check_spans(wanted.spans)
-    jobs: list[Job] = []
+    jobs: list[HateJob] = []
     for name, paths in files.items():
         words = [word for path in paths for word in ("--config", str(path))]
         cli = HateCLI([*words, *overrides], build=False, trainer={"enable_progress_bar": False})
@@ -92,6 +102,12 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Job]
         _check(paths[0], cli, kept[key])
         identity = fingerprint(cli, wanted.faithfulness, wanted.attention, spans, kept[key].encoder.fingerprint)
         jobs += _jobs(name, identity, cli, given)
+    first = [word for path in next(iter(files.values())) for word in ("--config", str(path))]
+    for name in given.baselines:
+        cli = HateCLI([*first, *overrides], build=False, trainer={"enable_progress_bar": False})
+        if name != "tfidf" and not cli.config.data.frozen:
+            raise ValueError(f"ablate: --baselines: expected data.frozen: true with {name}, which needs token states")
+        jobs += _jobs(name, fingerprint(cli, name), cli, given, classical=name)
     assert data is not None
     return jobs, data
 
@@ -112,10 +128,10 @@ def _check(file: Path, cli: HateCLI, data: TextData) -> None:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _jobs(name: str, identity: str, cli: HateCLI, given: argparse.Namespace) -> list[Job]:
+def _jobs(name: str, identity: str, cli: HateCLI, given: argparse.Namespace, classical: str = "") -> list[HateJob]:
     cache = cli.config.data.cache
     call = ("--data.cache", "null" if cache is None else str(cache))
     runs = {"seeds": range(given.seeds), "folds": given.folds, "by_seed": given.by_seed}
-    return plan_jobs(
-        cli, name, corpus_of(cli.config.data.root), identity, given.out, call=call, keep=given.keep, **runs
-    )
+    runs["keep"] = given.keep and not classical  # a baseline has no checkpoint
+    planned = plan_jobs(cli, name, corpus_of(cli.config.data.root), identity, given.out, call=call, **runs)
+    return [HateJob(**vars(job), classical=classical) for job in planned]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,21 +41,27 @@ class Wanted(NamedTuple):
 def measure(task: HateTask, data: TextData, wanted: Wanted) -> Views:
     """Measure a trained model on the validation and test posts of its corpus."""
     task.to("cuda" if torch.cuda.is_available() else "cpu")
-    views: Views = {}
-    for part in ("val", "test"):
-        logits, labels = predict(task, data.sets[part]), data.sets[part].labels
-        views[part] = {"": scores_of(logits, labels, data.classes)}
+    views = classification_views({part: predict(task, data.sets[part]) for part in ("val", "test")}, data)
     rows, neutral = data.sets["test"], neutral_class(data.classes)
-    views["class"] = class_view(logits, labels, data.classes)
-    views["confusion"] = confusion_view(logits, labels, data.classes)
-    if neutral is not None and any(post.targets for post in rows.posts):
-        toxic = toxicity(logits, data.classes)
-        views["bias"] = bias_view(toxic, labels != neutral, [post.targets for post in rows.posts])
     if neutral is not None and any(post.rationale for post in rows.posts):
         marked = [i for i, post in enumerate(rows.posts) if post.label != neutral and post.rationale]
         views["rationale"] = rationale_view(task, data, subset(rows, marked), wanted)
     if wanted.spans:
         views["spans"] = span_view(task, data, wanted)
+    return views
+
+
+def classification_views(logits: Mapping[str, np.ndarray], data: TextData) -> Views:
+    """Measure the logits ``(N, C)`` of the parts val and test; bias where the corpus names target groups."""
+    views: Views = {
+        part: {"": scores_of(found, data.sets[part].labels, data.classes)} for part, found in logits.items()
+    }
+    rows, test, neutral = data.sets["test"], logits["test"], neutral_class(data.classes)
+    views["class"] = class_view(test, rows.labels, data.classes)
+    views["confusion"] = confusion_view(test, rows.labels, data.classes)
+    if neutral is not None and any(post.targets for post in rows.posts):
+        targets = [post.targets for post in rows.posts]
+        views["bias"] = bias_view(toxicity(test, data.classes), rows.labels != neutral, targets)
     return views
 
 
