@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": ("examples.hate_speech.cli", "fit_command", "train one configuration"),
     "evaluate": ("examples.hate_speech.evaluate", "evaluate_command", "scores, rationales and bias of checkpoints"),
     "ablate": ("examples.hate_speech.ablate", "ablate_command", "train and compare configurations over seeds"),
+    "predict": ("examples.hate_speech.predict", "predict_command", "classes and probabilities of new texts, as CSV"),
     "explain": ("examples.hate_speech.explain", "explain_command", "show which words a checkpoint looks at"),
 }
 

@@ -76,9 +76,17 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     if results:
         names = list(dict.fromkeys(job.config for job in jobs))
         reference = given.reference or REFERENCE
-        written = report(results, given.out, reference=reference, pairs=pairs_of(names), notes=data.notes)
+        notes = [*data.notes, *changed(overrides)]
+        written = report(results, given.out, reference=reference, pairs=pairs_of(names), notes=notes)
     check_complete(failures, len(jobs), given.out)
     return written
+
+
+def changed(overrides: Sequence[str]) -> list[str]:
+    """Say which settings of all configurations the command line changed, but for the place of the data."""
+    words = " ".join(overrides).replace(" --", "\n--").split("\n")
+    kept = [word for word in words if word and not word.startswith(("--data.root", "--data.cache"))]
+    return [f"changed in all configurations: `{' '.join(kept)}`"] if kept else []
 
 
 def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[HateJob], TextData]:

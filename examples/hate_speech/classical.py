@@ -48,7 +48,7 @@ def fit_mean_mlp(train: Any, labels: np.ndarray, seed: int) -> Iterator[Candidat
     scaler = StandardScaler().fit(train)
     x, classes = scaler.transform(train), np.unique(labels)
     for decay in DECAYS:
-        model = MLPClassifier((HIDDEN,), alpha=decay, batch_size=64, random_state=seed)
+        model = MLPClassifier((HIDDEN,), alpha=decay, batch_size=min(64, len(x)), random_state=seed)
         for epoch in range(EPOCHS):
             model.partial_fit(x, labels, classes=classes)
             yield Candidate(make_pipeline(scaler, copy.deepcopy(model)), f"decay={decay:g}, epoch {epoch + 1}")

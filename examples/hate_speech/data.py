@@ -153,6 +153,8 @@ class TextData(L.LightningDataModule):
         cut = {part: rows.tokens.truncated for part, rows in self.sets.items()}
         places = ", ".join(f"{part} {number}" for part, number in cut.items() if number)
         more = (f"{sum(cut.values())} texts of more than {self.max_tokens} tokens cut ({places})",) if places else ()
+        if self.max_posts is not None:
+            more += (f"**a trial**: at most {self.max_posts} posts of each part; counts of the lines above are of all",)
         return self.corpus.notes + more
 
     def tokens(self, split: str) -> list[np.ndarray]:

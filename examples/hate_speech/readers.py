@@ -95,7 +95,8 @@ def _checked(
     for part in PARTS:
         if not splits.get(part):
             found = ", ".join(name for name in PARTS if splits.get(name)) or "no rows"
-            raise DataError(f"{root}: expected rows of train, val and test, found {found}")
+            reasons = f" ({'; '.join(notes)})" if notes else ""
+            raise DataError(f"{root}: expected labelled rows of train, val and test, found {found}{reasons}")
     counts = Counter(post.label for post in splits["train"])
     if len(classes) > 1 and len(counts) == 1:
         only = classes[next(iter(counts))]

@@ -49,17 +49,19 @@ RATIONALE = {
 BIAS = {"subgroup": "subgroup AUC", "bpsn": "BPSN AUC", "bnsp": "BNSP AUC"}
 SPANS = {"val_f1": "validation F1", "f1": "test F1"}
 READING = (
-    "Mean ± standard deviation over runs [95 % bootstrap interval]. Differences are paired by seed and fold; an "
-    "interval over at least five runs that excludes zero is set in bold. Epochs were chosen by validation macro F1; "
-    "the test posts were read once, after that."
+    "Mean ± standard deviation over runs [95 % bootstrap interval; of less than five runs it says next to nothing]. "
+    "Differences are paired by seed and fold; an interval over at least five runs that excludes zero is set in bold. "
+    "Epochs were chosen by validation macro F1, test posts are read after that."
 )
 RATIONALES = (
     "Toxic test posts with a human rationale (of any annotator), word by word; a word has the highest score of its "
     "tokens. Token F1 and IOU F1 are of the five highest words; IOU F1 takes each of them for a span, as the code of "
-    "the HateXplain benchmark does, the next column takes neighbours together. Comprehensiveness and sufficiency: "
-    "by how much the probability of the predicted class falls without these words, and with them alone. AUPRC joins "
-    "the points of the curve by straight lines, as the benchmark does, which flatters equal scores; average precision "
-    "does not. Scores: "
+    "the HateXplain benchmark does, the next column takes neighbours together. AUPRC joins the points of the curve by "
+    "straight lines, as the benchmark does, which flatters equal scores; average precision does not. "
+)
+FAITHFULNESS = (
+    "Comprehensiveness and sufficiency: by how much the probability of the predicted class falls without these words, "
+    "and with them alone. "
 )
 BIAS_NOTE = (
     "Toxic against normal, generalized mean (power -5) over the target groups that at least two annotators named; "
@@ -152,6 +154,8 @@ def _details(frame: pd.DataFrame) -> list[str]:
         methods = _arguments(frame, view)
         if methods:
             if view == "rationale":
+                measured = any(column.endswith(".comprehensiveness") for column in frame)
+                note += (FAITHFULNESS if measured else "") + "Scores: "
                 note += "; ".join(f"`{name}` = {MEANING[name]}" for name in methods) + "."
             sections += [title, _by_method(frame, view, methods, columns), note]
     bias = {f"bias[{GENERALIZED}].{name}": title for name, title in BIAS.items()}

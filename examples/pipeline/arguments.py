@@ -56,7 +56,13 @@ def find_parts(name: str, folder: Path) -> list[Path]:
     first, *others = name.split("+")
     variants = folder / "variants"
     known = {path.stem for path in variants.glob("*.yaml")}
-    return [find_config(first, folder), *(find_config(one, variants if one in known else folder) for one in others)]
+    files = [find_config(first, folder)]
+    for one in others:
+        try:
+            files.append(find_config(one, variants if one in known else folder))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; after a +, {', '.join(sorted(known))} as well") from None
+    return files
 
 
 def label_of(name: str) -> str:

@@ -50,7 +50,8 @@ def run_main(program: str, commands: Commands, args: Sequence[str] | None = None
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, EXPECTED):
+        # Lightning is not imported for this: options of the trainer that cannot be had, such as a GPU.
+        if isinstance(error, EXPECTED) or type(error).__name__ == "MisconfigurationException":
             return _complain(_one_line(error), 2)
         # An unexpected error says what kind it is, as there is no traceback to tell.
         return _complain(f"{type(error).__name__}: {_one_line(error)}", 1)

@@ -125,6 +125,7 @@ class DualContrastiveTextClassifier(nn.Module):
         self.self_supervised_weight, self.class_separation_weight = self_supervised_weight, class_separation_weight
         self.supervised_temperature = supervised_temperature
         self.self_supervised_temperature = self_supervised_temperature
+        _check_classes(where, num_classes, asrm, class_weight)
         for name in _WEIGHTS:
             check_range(where, name, getattr(self, name), 0.0)
         for name in _TEMPERATURES:
@@ -222,6 +223,16 @@ class DualContrastiveTextClassifier(nn.Module):
 
 _WEIGHTS = ("classification_weight", "supervised_weight", "self_supervised_weight", "class_separation_weight")
 _TEMPERATURES = ("supervised_temperature", "self_supervised_temperature")
+
+
+def _check_classes(
+    where: str, num_classes: int, asrm: nn.Module | None, class_weight: Sequence[float] | Tensor | None
+) -> None:
+    """Raise unless what knows of classes knows of as many."""
+    if isinstance(asrm, ContrastiveASRM) and asrm.num_classes != num_classes:
+        raise ValueError(f"{where}: expected an asrm of num_classes = {num_classes} classes, got {asrm.num_classes}")
+    if class_weight is not None and len(class_weight) != num_classes:
+        raise ValueError(f"{where}: expected class_weight of shape (C,) = ({num_classes},), got {len(class_weight)}")
 
 
 def _is_transformer(encoder: Encoder) -> bool:

@@ -122,17 +122,43 @@ class TestMain:
     def test_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 2
         assert main(["--help"]) == 0
-        assert "{fit,evaluate,ablate,explain}" in capsys.readouterr().out
-        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, explain" in fails(capsys, "fti")
+        assert "{fit,evaluate,ablate,predict,explain}" in capsys.readouterr().out
+        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, predict, explain" in fails(capsys, "fti")
 
     def test_debug_shows_where(self) -> None:
         with pytest.raises(ValueError, match="unknown command"):
             main(["fti", "--debug"])
 
-    @pytest.mark.parametrize("command", ["evaluate", "ablate", "explain"])
+    @pytest.mark.parametrize("command", ["evaluate", "ablate", "predict", "explain"])
     def test_help(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([command, "--help"]) == 0
         assert f"python -m examples.hate_speech {command}" in capsys.readouterr().out
+
+
+class TestPredict:
+    def test_writes_a_row_for_every_line(
+        self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        texts = ["the sun shines", "", "a word " * 200, "the sun shines"]
+        (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+        out = tmp_path / "found.csv"
+        assert main(["predict", checkpoint, "--file", str(tmp_path / "texts.txt"), "--out", str(out)]) == 0
+        assert "found.csv: 4 texts, 1 cut at 32 tokens" in capsys.readouterr().out
+        rows = pd.read_csv(out)
+        classes = ["hatespeech", "normal", "offensive"]
+        assert list(rows) == ["line", "label", *classes, "cut"]
+        assert list(rows["line"]) == [1, 2, 3, 4]
+        assert list(rows["cut"]) == [0, 0, 1, 0]
+        assert (rows[classes].sum(axis=1) - 1).abs().max() < 2e-4
+        assert list(rows["label"]) == list(rows[classes].idxmax(axis=1))
+        assert rows.iloc[0, 1:].equals(rows.iloc[3, 1:])
+
+    def test_says_what_is_wrong(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["predict", checkpoint, "--out", str(tmp_path / "found.csv"), "--file"]
+        assert "nowhere.txt: no such file" in fails(capsys, *words, "nowhere.txt")
+        (tmp_path / "bad.txt").write_bytes(b"good\n\xff\n")
+        assert "bad.txt: line 2: expected UTF-8" in fails(capsys, *words, str(tmp_path / "bad.txt"))
+        assert not (tmp_path / "found.csv").exists()
 
 
 class TestEvaluate:
@@ -211,6 +237,27 @@ class TestAblate:
         pd.testing.assert_frame_equal(
             pd.read_csv(tmp_path / "runs.csv").drop(columns="seconds"), frame.drop(columns="seconds")
         )
+
+    def test_baselines_stand_beside_the_networks(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        frozen = ["--data.encoder", str(tmp_path / "model"), "--data.max_tokens", "32", "--data.cache", "null"]
+        load_encoder("tiny", 32, [Post("", sets.text(i), 0) for i in range(12)]).save(tmp_path / "model")
+        names = ["tfidf", "mean_logistic", "mean_mlp"]
+        args = ["ablate", "--configs", "encoder_only", "--baselines", *names, "--seeds", "1", "--keep"]
+        args += ["--data.root", str(root), *frozen, "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+        args += ["--data.max_posts", "30", "--out", str(tmp_path / "out"), "--workers", "1"]
+        assert main(args) == 0
+        out = capsys.readouterr().out
+        assert "[3/4] mean_logistic seed 0 fold 0: validation macro F1 " in out
+        assert "**a trial**: at most 30 posts of each part" in out
+        assert "changed in all configurations: `--data.encoder" in out
+        assert "--data.root" not in out
+        frame = pd.read_csv(tmp_path / "out" / "runs.csv")
+        assert list(frame["config"]) == ["encoder_only", *names]
+        assert frame["test.macro_f1"].notna().all()
+        message = fails(capsys, *args, "--data.frozen", "false")
+        assert "--baselines: expected data.frozen: true with mean_logistic, which needs token states" in message
 
     def test_checkpoints_are_kept_on_request(
         self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -231,7 +231,10 @@ HATEVAL_ERRORS: list[tuple[Callable[[Path], Any], str]] = [
     (put(HATEVAL, "id,text,HS\n1,fern,1\n2,kelp,1\n"), "expected at least two classes in train, all 2 rows are 'hate'"),
     (put(HATEVAL, "id,text,HS\n1,fern, kelp,1\n"), f"{HATEVAL}: line 2: expected 3 cells as in the header, got 4"),
     (put(HATEVAL, 'id,text,HS\n1,"fern,1\n2,kelp,1\n'), f"{HATEVAL}: line 2: expected CSV (unexpected end of data)"),
-    (put(HATEVAL, "id,text,HS\n1,fern,\n"), "expected rows of train, val and test, found val, test"),
+    (
+        put(HATEVAL, "id,text,HS\n1,fern,\n"),
+        f"found val, test ({HATEVAL}: 1 rows without a label left out (lines 2))",
+    ),
     (put("other_train.csv", "id,text,HS\n1,fern,1\n"), "expected one file of 'train'"),
     (
         put("more.csv", "id,text,HS\n1,fern,1\n"),
@@ -241,7 +244,7 @@ HATEVAL_ERRORS: list[tuple[Callable[[Path], Any], str]] = [
     (put("spans.csv", "split,spans,text\ntest,[],fern\n"), "expected the files of one corpus"),
     (
         lambda root: (root / "hateval2019_en_dev.csv").unlink(),
-        "expected rows of train, val and test, found train, test",
+        "expected labelled rows of train, val and test, found train, test",
     ),
 ]
 
