@@ -13,6 +13,7 @@ COMMANDS = {
     "ablate": ("examples.hate_speech.ablate", "ablate_command", "train and compare configurations over seeds"),
     "predict": ("examples.hate_speech.predict", "predict_command", "classes and probabilities of new texts, as CSV"),
     "explain": ("examples.hate_speech.explain", "explain_command", "show which words a checkpoint looks at"),
+    "padding": ("examples.hate_speech.padding", "padding_command", "what batches of texts of similar length save"),
 }
 
 

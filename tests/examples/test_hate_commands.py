@@ -122,14 +122,16 @@ class TestMain:
     def test_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 2
         assert main(["--help"]) == 0
-        assert "{fit,evaluate,ablate,predict,explain}" in capsys.readouterr().out
-        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, predict, explain" in fails(capsys, "fti")
+        assert "{fit,evaluate,ablate,predict,explain,padding}" in capsys.readouterr().out
+        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, predict, explain, padding" in fails(
+            capsys, "fti"
+        )
 
     def test_debug_shows_where(self) -> None:
         with pytest.raises(ValueError, match="unknown command"):
             main(["fti", "--debug"])
 
-    @pytest.mark.parametrize("command", ["evaluate", "ablate", "predict", "explain"])
+    @pytest.mark.parametrize("command", ["evaluate", "ablate", "predict", "explain", "padding"])
     def test_help(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([command, "--help"]) == 0
         assert f"python -m examples.hate_speech {command}" in capsys.readouterr().out
@@ -159,6 +161,21 @@ class TestPredict:
         (tmp_path / "bad.txt").write_bytes(b"good\n\xff\n")
         assert "bad.txt: line 2: expected UTF-8" in fails(capsys, *words, str(tmp_path / "bad.txt"))
         assert not (tmp_path / "found.csv").exists()
+
+
+class TestPadding:
+    def test_prints_what_batches_of_similar_length_save(
+        self, words: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        own = ["--batches", "2", "--rounds", "2", "--data.batch_size", "4"]
+        own += [word for word in words if word not in ("--trainer.max_epochs", "1")]
+        assert main(["padding", *own]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("batches of 4; 2 rounds of 2 batches")
+        shares = [float(line.split("padding")[1].split("%")[0]) for line in lines[1:3]]
+        assert shares[1] < shares[0]
+        assert lines[3].startswith("shuffled / by length: ")
+        assert "--config" in fails(capsys, "padding", "--data.root", "nowhere")
 
 
 class TestEvaluate:
