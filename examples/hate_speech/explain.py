@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import warnings
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from mmrobust.masking import masked_mean
 
 from .batches import TextSet
 from .hatexplain import read_lines_corpus
-from .masking import hidden_words, lexicon, mask_word, read_list
+from .masking import Lexicon, hidden_words, lexicon, mask_word, read_list
 from .measure import all_scores
 from .metrics import neutral_class, softmax
 from .plots import plot_similarity, plot_space
-from .posts import Post
+from .posts import Post, Range
 from .rationales import marks_of, word_scores, words_of
 from .saliency import ATTENTION, CHANGE, CONTRIBUTION, GATE, MEANING, PIECES, RANDOM, batches, predict
-from .shading import Shown, page, plot_words
+from .shading import MOST_IN_PICTURE, Shown, page, plot_words
 from .tables import read_lines
 from .trained import Trained, open_checkpoint
 
@@ -44,11 +44,13 @@ def explain_command(args: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=Path, help="best.ckpt of a run")
     parser.add_argument("--text", action="append", default=[], help="a text; may be given several times")
     parser.add_argument("--file", type=Path, help="texts, one a line, or posts as in HateXplain's JSON lines (.jsonl)")
-    parser.add_argument("--limit", type=count, default=10, help="at most so many posts of the file, or of validation")
+    limit = "at most so many posts of the file, or of validation (default: %(default)s)"
+    parser.add_argument("--limit", type=count, default=10, help=limit)
     parser.add_argument("--scores", nargs="+", choices=SHOWN, help="default: gate or attention; contribution")
     parser.add_argument("--mask-words", type=Path, help="file of offensive words, one a line, in place of the default")
     parser.add_argument("--unmasked", action="store_true", help="show offensive words in full")
-    parser.add_argument("--space-posts", type=int, default=600, help="validation posts in the feature space; 0 = none")
+    space = "validation posts in the feature space; 0 = none (default: %(default)s)"
+    parser.add_argument("--space-posts", type=int, default=600, help=space)
     parser.add_argument("--out", type=Path, help="folder for page and pictures (default: explanation beside the file)")
     own, overrides = split_overrides(args)
     given = parser.parse_args(own)
@@ -60,64 +62,80 @@ def explain(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     folder = given.out or given.checkpoint.parent / "explanation"
     if given.space_posts and given.space_posts < LEAST_SPACE:
         raise ValueError(f"explain: --space-posts: expected 0 or at least {LEAST_SPACE}, got {given.space_posts}")
-    posts = read_posts(given)  # before the data is read, which takes longer
+    posts, notes = read_posts(given)  # before the data is read, which takes longer
     listed = read_list(given.mask_words) if given.mask_words else None
     trained = open_checkpoint(given.checkpoint, overrides, folder / "configs")
     hidden = words_to_hide(trained, given, listed)
     rows = trained.data.text_set(examples(trained, given.limit) if posts is None else posts)
     shown = show_posts(trained, rows, given.scores, hidden)
-    notes = [f"{rows.tokens.truncated} texts of more than {trained.data.max_tokens} tokens cut"]
-    notes = notes if rows.tokens.truncated else []
+    if rows.tokens.truncated:
+        notes.append(f"{plural(rows.tokens.truncated, 'text')} of more than {trained.data.max_tokens} tokens cut")
+    if len(shown) > MOST_IN_PICTURE:
+        notes.append(f"words.png shows the first {MOST_IN_PICTURE} of {len(shown)} texts")
     if hidden is not None:
-        notes.append(_MASKED if hidden.rationale else "Offensive words are masked: those of the list given.")
+        notes.append(_MASKED if hidden.rationale else _MASKED_AS_LISTED)
     images = [folder / "words.png"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of emoji, which the font lacks
-        save_figure(plot_words(shown), images[0])
+    toward = "the predicted class" if neutral_class(trained.data.classes) is None else "toxic"
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # fonts of foreign letters lack weights
+    save_figure(plot_words(shown, toward), images[0])
     if given.space_posts > 0:
         images += draw_space(trained, folder, given.space_posts)
     title = f"{trained.facts['config']} on {trained.facts['data']}"
-    write_atomically(folder / "index.html", page(title, shown, notes, images[1:]))
+    write_atomically(folder / "index.html", page(title, shown, notes, images[1:], toward))
     return [folder / "index.html", *images]
 
 
 _MASKED = (
-    "Offensive words are masked: those that humans marked, and words marked in more than three tenths of their uses in "
-    "the training posts. Others may be left."
+    "Offensive words are masked: those that humans marked in the text, and words, their forms and compounds, that have "
+    "many marks, alone or in toxic posts, among the training posts. Some may be harmless, and others may be left."
 )
+_MASKED_AS_LISTED = "Offensive words are masked: those of the list given, their forms and compounds."
+
+
+def plural(number: int, noun: str) -> str:
+    """Count things.
+
+    Example:
+        >>> plural(1, "text"), plural(1200, "text")
+        ('1 text', '1,200 texts')
+    """
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 class Hidden(NamedTuple):
     """Words to mask, and whether those that humans marked in the text itself are masked too."""
 
-    words: frozenset[str]
+    words: Lexicon
     rationale: bool
 
 
-def words_to_hide(trained: Trained, given: argparse.Namespace, listed: frozenset[str] | None) -> Hidden | None:
+def words_to_hide(trained: Trained, given: argparse.Namespace, listed: Lexicon | None) -> Hidden | None:
     """Tell which words are offensive; None where nothing is to be masked."""
     if given.unmasked:
         return None
     if listed is not None:
         return Hidden(listed, False)
-    words = lexicon(trained.data.corpus.splits["train"])
-    if not words:
+    words = lexicon(trained.data.corpus.splits["train"], neutral_class(trained.data.classes))
+    if not words.words:
         why = "as nobody marked words in its training posts"
         raise ValueError(f"explain: {trained.facts['data']}: expected --mask-words FILE, or --unmasked, {why}")
     return Hidden(words, True)
 
 
-def read_posts(given: argparse.Namespace) -> list[Post] | None:
-    """Read the texts asked for; None without any."""
-    posts = [Post(f"text {i}", text, -100) for i, text in enumerate(given.text, 1)]
+def read_posts(given: argparse.Namespace) -> tuple[list[Post] | None, list[str]]:
+    """Read the texts asked for, None without any, and say what was left out."""
+    posts, notes = [Post(f"text {i}", text, -100) for i, text in enumerate(given.text, 1)], list[str]()
     if given.file is not None:
         name = given.file.name.removesuffix(".gz")
         if name.endswith((".jsonl", ".json")):
             posts += read_lines_corpus({"test": given.file})[0]["test"][: given.limit]
         else:
-            lines = [line for line in read_lines(given.file) if line.strip()][: given.limit]
-            posts += [Post(f"line {i}", line, -100) for i, line in enumerate(lines, 1)]
-    return posts if given.text or given.file is not None else None
+            numbered = list(enumerate(read_lines(given.file), 1))
+            lines = [(number, line) for number, line in numbered if line.strip()]
+            posts += [Post(f"line {number}", line, -100) for number, line in lines[: given.limit]]
+            if blank := len(numbered) - len(lines):
+                notes.append(f"{plural(blank, 'blank line')} of {given.file.name} left out")
+    return posts if given.text or given.file is not None else None, notes
 
 
 def examples(trained: Trained, limit: int) -> list[Post]:
@@ -150,7 +168,7 @@ def show_posts(trained: Trained, rows: TextSet, asked: Sequence[str] | None, hid
     probabilities = softmax(predict(task, rows)) if len(rows) else np.zeros((0, 1))
     shown = []
     for i, post in enumerate(rows.posts):
-        words = words_of(post)
+        words, cut = words_read(post, rows.tokens.offsets[i], data.max_tokens)
         texts = [post.text[start:end] for start, end in words]
         if hide is not None:
             hidden = hidden_words(post, words, hide.words, rationale=hide.rationale)
@@ -160,8 +178,18 @@ def show_posts(trained: Trained, rows: TextSet, asked: Sequence[str] | None, hid
         title += f", labelled {data.classes[post.label]}" if 0 <= post.label < len(data.classes) else ""
         found = {kind: word_scores(rows.tokens.offsets[i], scores[kind][i], words) for kind in kinds}
         marks = None if post.rationale is None else marks_of(post, words)
-        shown.append(Shown(title, texts, found, marks))
+        shown.append(Shown(title, texts, found, marks, cut))
     return shown
+
+
+def words_read(post: Post, offsets: np.ndarray, most: int) -> tuple[list[Range], int]:
+    """Give the words of a post up to the last one that the model read, and count those behind it."""
+    words = words_of(post)
+    if len(offsets) < most:  # what is behind the last token then is no text to a tokenizer, but nothing was cut
+        return words, 0
+    end = offsets[:, 1].max(initial=0)
+    read = [word for word in words if word[0] < end]
+    return read, len(words) - len(read)
 
 
 def draw_space(trained: Trained, folder: Path, limit: int) -> list[Path]:

@@ -94,9 +94,42 @@ class TestExplain:
         assert "amber" in page
         assert "&lt;" in page
         assert "(no word)" in page
-        assert "1 texts of more than 32 tokens cut" in page
+        assert "<li>1 text of more than 32 tokens cut</li>" in page
         assert "<b>attention</b>" in page
         assert "<b>human</b>" not in page
+
+    def test_says_what_colours_and_numbers_mean(self, checkpoint: str, tmp_path: Path) -> None:
+        assert main(["explain", checkpoint, "--out", str(tmp_path), "--limit", "2", "--space-posts", "0"]) == 0
+        page = (tmp_path / "index.html").read_text()
+        assert "orange</span> contribution: the word speaks for toxic" in page
+        assert "blue</span> contribution: the word speaks against toxic" in page
+        assert "green</span> human: annotators marked the word" in page
+        assert "The strength of a colour is scaled within each text and row" in page
+        assert len(re.findall(r"<b>gate</b><i>\S+ to \S+</i>", page)) == 2
+
+    def test_lines_keep_their_numbers(self, checkpoint: str, tmp_path: Path) -> None:
+        lines = sets.write(tmp_path / "texts.txt", "amber\n\n  \nkelp\nfern\n\n")
+        more = ["--out", str(tmp_path), "--space-posts", "0", "--limit", "2", "--file", str(lines)]
+        assert main(["explain", checkpoint, *more]) == 0
+        page = (tmp_path / "index.html").read_text()
+        assert re.findall(r"<h2>(line \d+):", page) == ["line 1", "line 4"]
+        assert "<li>3 blank lines of texts.txt left out</li>" in page
+
+    def test_words_that_were_not_read_are_counted_only(self, checkpoint: str, tmp_path: Path) -> None:
+        texts = ["--text", "kelp " * 3000, "--text", "fern " * 31, "--text", "fern " * 30]
+        assert main(["explain", checkpoint, "--out", str(tmp_path), *texts, "--space-posts", "0"]) == 0
+        page = (tmp_path / "index.html").read_text()
+        assert page.count("kelp") == 2 * 30
+        assert page.count("… 2,970 more words not read") == page.count("… 1 more word not read") == 2
+        assert page.count("fern") == 2 * (30 + 30)
+        header = (tmp_path / "words.png").read_bytes()[:24]
+        assert int.from_bytes(header[20:24]) < 1000  # pixels of height
+
+    def test_defaults_are_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["explain", "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "or of validation (default: 10)" in text
+        assert "0 = none (default: 600)" in text
 
     def test_files(self, checkpoint: str, root: Path, tmp_path: Path) -> None:
         lines = sets.write(tmp_path / "texts.txt", "amber fern\n\nkelp\n")

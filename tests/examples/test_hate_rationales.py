@@ -12,7 +12,6 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from examples.hate_speech.batches import TextSet
 from examples.hate_speech.data import TextData
-from examples.hate_speech.masking import hidden_words, lexicon, mask_word, read_list
 from examples.hate_speech.measure import Wanted, all_scores, measure, span_view, subset
 from examples.hate_speech.posts import Post
 from examples.hate_speech.rationales import (
@@ -145,23 +144,6 @@ class TestCharacters:
         assert spans.f1(threshold) == 1
         assert Spans(words, scores, [[], [], []]).f1(Spans(words, scores, [[]] * 3).best_threshold()) == 1
         assert Spans([[]], [np.zeros(0)], [[]]).best_threshold() == 0
-
-
-class TestMasking:
-    def test_lexicon_has_what_is_marked_often(self) -> None:
-        posts = [Post("", "amber fern", 0, None, ((0, 5),))] * 2 + [Post("", "fern kelp", 0, None, ((5, 9),))]
-        assert lexicon([*posts, Post("", "kelp", 0)]) == {"amber"}
-
-    def test_hidden_words(self, tmp_path: Path) -> None:
-        path = sets.write(tmp_path / "words.txt", "Cedar!\n\n")
-        words = words_of(TREE)
-        assert (
-            hidden_words(TREE, words, read_list(path), rationale=False).tolist() == [False] * 3 + [True] + [False] * 2
-        )
-        assert hidden_words(TREE, words, frozenset(), rationale=True)[0]
-        assert hidden_words(Post("", "cedars", 0), [(0, 6)], read_list(path), rationale=False).all()
-        assert mask_word("a") == "a"
-        assert mask_word("") == ""
 
 
 # --- scores of tokens
