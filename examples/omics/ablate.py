@@ -17,6 +17,7 @@ from .classical import CLASSICAL
 from .cli import CONFIGS, OmicsCLI, data_name
 from .data import OmicsData
 from .jobs import QUIET, OmicsJob, execute, summary
+from .readers import list_files
 from .report import report
 from .task import FROM_DATA, OmicsTask
 
@@ -136,11 +137,17 @@ def find_left_out(data: OmicsData, wanted: Sequence[str]) -> tuple[list[tuple[in
 
 
 def jobs_of(name: str, cli: OmicsCLI, given: argparse.Namespace, *, classical: str = "") -> list[OmicsJob]:
-    identity = fingerprint(cli, classical)
+    identity = fingerprint(cli, classical, files=data_files(cli))
     options = {"seeds": range(given.seeds), "folds": given.folds, "by_seed": given.by_seed}
     options["keep"] = given.keep and not classical  # a baseline has no checkpoint
     planned = plan_jobs(cli, name, data_name(cli.config.data.root), identity, given.out, **options)
     return [OmicsJob(**vars(job), classical=classical) for job in planned]
+
+
+def data_files(cli: OmicsCLI) -> list[Path]:
+    """List the files of the data, some of which may lie beside the root."""
+    data = cli.config.data
+    return list_files(data.root, [*data.branches.values(), *filter(None, (data.label, data.split, data.fold_array))])
 
 
 def _without(job: OmicsJob, place: int, name: str) -> OmicsJob:

@@ -79,7 +79,7 @@ def measure_classical(name: str, data: OmicsData, seed: int) -> tuple[Views, str
     fitted = CLASSICAL[name](data, seed)
     rows = data.sets["test"]
     logs = log_probabilities(fitted.model, table(data, rows))
-    label, known = rows.label.numpy(), rows.label.numpy() >= 0
+    label = rows.label.numpy()
     views: Views = {
         "val": {"": class_scores(fitted.val, data.sets["val"].label.numpy())},
         "test": {"": class_scores(logs, label)},
@@ -89,8 +89,8 @@ def measure_classical(name: str, data: OmicsData, seed: int) -> tuple[Views, str
             branch: class_scores(log_probabilities(fitted.model, table(data, rows, without=branch)), label)
             for branch in rows.features
         }
-    views["class"] = class_view(logs[known], label[known], data.classes)
-    views["confusion"] = confusion_view(logs[known], label[known], data.classes)
+    views["class"] = class_view(logs, label, data.classes)
+    views["confusion"] = confusion_view(logs, label, data.classes)
     return views, fitted.chosen
 
 

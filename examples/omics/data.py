@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -14,13 +15,22 @@ from examples.pipeline.errors import DataError, check_option
 from examples.pipeline.folds import assign_parts
 from mmrobust import ClassBalancedBatchSampler
 
+from .classes import UNKNOWN, check_classes, encode, encode_known
 from .features import Preparation, fit_preparation
-from .readers import Samples, read_samples
+from .parts import PARTS, UNUSED, Members, check_members, describe, find_members, name_parts, numbered
+from .readers import Samples, pick, read_samples
 from .sets import Batches, OmicsSet, Rows, prepare, take
 from .sources import shorten
 
-PARTS = ("train", "val", "test")
-UNKNOWN = -1
+
+class Division(NamedTuple):
+    """The samples in use, with code of the class ``(N,)``, rows of each part, and names and labels of the classes."""
+
+    samples: Samples
+    code: np.ndarray
+    parts: dict[str, np.ndarray]
+    names: list[str]
+    labels: list[str]
 
 
 class OmicsData(L.LightningDataModule):
@@ -89,57 +99,68 @@ class OmicsData(L.LightningDataModule):
         self.select, self.features, self.scale, self.nan = select, features, scale, nan
         self.leave_out, self.balanced, self.batch_size, self.seed = leave_out, balanced, batch_size, seed
         self._preparation: Preparation | None = None
+        self._members: Mapping[str, Members] | None = None
         self._sets: dict[str, OmicsSet] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and prepare; later calls do nothing."""
         if self._sets is not None:
             return
-        samples = read_samples(
-            self.root,
-            self.branches,
-            label=self.label,
-            split=self.split,
-            fold_array=self.fold_array,
-            ids=self.ids_array,
-        )
-        assert samples.label is not None
-        names, labels, code = encode(samples.label, self.given_classes)
-        parts = self._parts(samples, code)
-        code = self._without_left_out(names, labels, code, parts)
-        self._check_train(samples, code, parts["train"])
+        samples = self._read()
+        nameless = numbered(samples)
+        found = self._divide(samples) if self._members is None else self._restore(samples, self._members)
         if self._preparation is None:
             options = {"select": self.select, "features": self.features, "scale": self.scale, "nan": self.nan}
-            self._preparation = fit_preparation(samples, parts["train"], code, names, labels, **options)
-        elif names != self._preparation.classes:
-            known = ", ".join(self._preparation.classes)
-            raise DataError(f"{self.root}: expected data of the classes {known}, got {', '.join(names)}")
-        whole = prepare(samples, self._preparation, code)
-        self._sets = {name: take(whole, parts[name]) for name in PARTS}
+            facts = found.code, found.names, found.labels
+            self._preparation = fit_preparation(found.samples, found.parts["train"], *facts, **options)
+        whole = prepare(found.samples, self._preparation, found.code)
+        sets = {name: take(whole, found.parts[name]) for name in PARTS}
+        if nameless and self._members is not None:
+            check_members(self.root, sets, self._members)
+        self._sets = sets
 
-    def _parts(self, samples: Samples, code: np.ndarray) -> dict[str, np.ndarray]:
-        part = None
-        if samples.split is not None:
-            values = {name: str(self.split_values[name]) for name in self.split_values or {}} or {p: p for p in PARTS}
-            for name in values:
-                check_option("data.split_values: names of parts", name, PARTS)
-            part = np.full(len(samples.ids), "unused", dtype="<U8")
-            for name, value in values.items():
-                part[samples.split == value] = name
-        seed = self.split_seed if self.split_seed is not None else self.seed if part is not None else 0
-        used = np.arange(len(code)) if part is None else np.flatnonzero(part != "unused")
+    def _read(self) -> Samples:
+        """Read the samples; with the features of a checkpoint, other columns may hold anything."""
+        only = None if self._preparation is None else self._preparation.names
+        places = {"label": self.label, "split": self.split, "fold_array": self.fold_array}
+        return read_samples(self.root, self.branches, ids=self.ids_array, only=only, **places)
+
+    def _divide(self, samples: Samples) -> Division:
+        """Put samples into parts by the split column or by folds."""
+        part = name_parts(samples, self.split, self.split_values)
+        if part is not None:
+            # Before classes are counted and values are checked: those of unused rows are nobody's concern.
+            samples, part = pick(samples, np.flatnonzero(part != UNUSED)), part[part != UNUSED]
+        assert samples.label is not None
+        names, labels, code = encode(samples.label, self.given_classes)
         parts = assign_parts(
-            code[used],
-            part=None if part is None else part[used],
-            fold_array=None if samples.fold is None else samples.fold[used],
+            code,
+            part=part,
+            fold_array=samples.fold,
             folds=self.folds,
             fold=self.fold,
-            seed=seed,
+            seed=self.split_seed if self.split_seed is not None else self.seed if part is not None else 0,
         )
-        if "test" not in parts:
-            found = ", ".join(sorted(set(samples.split.tolist()))) if samples.split is not None else "none"
-            raise DataError(f"{self.root}: {self.split}: expected rows of the part test, found the values {found}")
-        return {name: used[rows] for name, rows in parts.items()}
+        code = self._without_left_out(names, labels, code, parts)
+        self._check_train(samples, code, parts["train"])
+        if self._preparation is not None:
+            check_classes(self.root, self._preparation, names, labels)
+        return Division(samples, code, parts, names, labels)
+
+    def _restore(self, samples: Samples, members: Mapping[str, Members]) -> Division:
+        """Put samples into the parts that they were in when the checkpoint was trained; others are left out."""
+        rows = np.unique(np.concatenate(list(find_members(samples, members).values())))
+        samples, known = pick(samples, rows), self.preparation
+        if self.given_classes is not None:
+            check_classes(self.root, known, [one for one in self.given_classes if one != self.leave_out])
+        assert samples.label is not None
+        parts, code = find_members(samples, members), encode_known(samples.label, known)
+        strange = np.flatnonzero(code == UNKNOWN)
+        if self.leave_out is not None:
+            strange = np.setdiff1d(strange, parts["test"])
+        if len(strange):
+            check_classes(self.root, known, labels=[*known.labels, *dict.fromkeys(samples.label[strange].tolist())])
+        return Division(samples, code, parts, known.classes, known.labels)
 
     def _without_left_out(
         self, names: list[str], labels: list[str], code: np.ndarray, parts: dict[str, np.ndarray]
@@ -164,9 +185,15 @@ class OmicsData(L.LightningDataModule):
         if lacking:
             raise DataError(f"{self.root}: {self.label}: expected training rows of every class, none of {lacking[0]!r}")
 
-    def use(self, preparation: Preparation) -> None:
-        """Prepare with what a checkpoint holds, in place of measuring training rows again."""
-        self._preparation, self._sets = preparation, None
+    def use(self, preparation: Preparation, members: Mapping[str, Members] | None = None) -> None:
+        """Prepare and part with what a checkpoint holds, in place of measuring training rows and drawing folds."""
+        self._preparation, self._members, self._sets = preparation, members, None
+
+    def members(self) -> dict[str, Members]:
+        """Tell who is in which part, for a checkpoint."""
+        if self._members is None:
+            self._members = {name: describe(rows) for name, rows in self.sets.items()}
+        return dict(self._members)
 
     def read_other(self, root: str, *, count_unknown: bool = False) -> OmicsSet:
         """Read all samples of another data set with the same places, prepared as this one.
@@ -175,16 +202,23 @@ class OmicsData(L.LightningDataModule):
             root: Its file or folder.
             count_unknown: Give labels that were not trained on as -1; otherwise they are an error.
         """
-        samples = read_samples(root, self.branches, label=self.label, ids=self.ids_array)
+        only = self.preparation.names
+        places = {name: self._elsewhere(place) for name, place in self.branches.items()}
+        samples = read_samples(root, places, label=self._elsewhere(self.label), ids=self.ids_array, only=only)
         assert samples.label is not None
-        known = {value: index for index, value in enumerate(self.preparation.labels)}
-        strange = [one for one in dict.fromkeys(samples.label.tolist()) if one not in known]
+        code = encode_known(samples.label, self.preparation)
+        strange = list(dict.fromkeys(samples.label[code == UNKNOWN].tolist()))
         if strange and not count_unknown:
-            expected = f"the classes {', '.join(known)}"
+            expected = f"the classes {', '.join(self.preparation.labels)}"
             how = "--unknown counts them as rows to reject"
             raise DataError(f"{root}: {self.label}: expected {expected}, got {shorten(strange)}; {how}")
-        code = np.array([known.get(one, UNKNOWN) for one in samples.label.tolist()])
         return prepare(samples, self.preparation, code)
+
+    def _elsewhere(self, place: str) -> str:
+        """Name a place of other data: its own file, where the place names the root of these."""
+        file, colon, key = place.rpartition(":")
+        name = Path(self.root).name
+        return key if colon and file == name else "." if place == name else place
 
     @property
     def preparation(self) -> Preparation:
@@ -227,19 +261,3 @@ class OmicsData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("val")
-
-
-def encode(label: np.ndarray, given: Sequence[str] | None) -> tuple[list[str], list[str], np.ndarray]:
-    """Number the classes in the order of their labels, numbers by size; return names, labels and codes."""
-    values = sorted(set(label.tolist()), key=_by_size)
-    if len(values) < 2:
-        raise DataError(f"data.label: expected at least two classes, got {', '.join(values)}")
-    if given is not None and len(given) != len(values):
-        raise DataError(f"data.classes: expected {len(values)} names, for {', '.join(values)}, got {', '.join(given)}")
-    place = {value: index for index, value in enumerate(values)}
-    return list(given or values), values, np.array([place[one] for one in label.tolist()])
-
-
-def _by_size(label: str) -> tuple[bool, int, str]:
-    number = label.removeprefix("-").isdecimal()
-    return not number, int(label) if number else 0, label

@@ -76,9 +76,14 @@ class Preparation:
     def in_features(self) -> dict[str, int]:
         return {name: len(branch.names) for name, branch in self.branches.items()}
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Branch -> names of its features."""
+        return {name: branch.names for name, branch in self.branches.items()}
+
     def apply(self, samples: Samples) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return branch -> scaled features ``(N, D)``, zero where absent, and presence ``(N, M)``."""
-        present = find_present(samples, self.nan, {name: one.names for name, one in self.branches.items()})
+        present = find_present(samples, self.nan, self.names)
         features = {}
         for column, (name, branch) in enumerate(self.branches.items()):
             if name not in samples.values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,8 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, found = trainer.datamodule.sets["train"], trainer.callback_metrics
-        batch = trainer.strategy.batch_to_device(rows.batch(slice(None)), pl_module.device)
-        scores = class_scores_of(pl_module, batch, rows.label.numpy())
+        answers = answer(pl_module, rows.batch(slice(None)), rows.label.numpy())
+        scores = class_scores(answers.logits, answers.label)
         pl_module.train()
         line = {
             "epoch": trainer.current_epoch,
@@ -51,8 +52,7 @@ class History(Callback):
         }
         self.lines = [one for one in self.lines if one["epoch"] < line["epoch"]] + [line]
         if trainer.is_global_zero:
-            text = pd.DataFrame(self.lines, columns=list(COLUMNS)).to_csv(index=False, float_format="%.6g")
-            write_atomically(Path(trainer.default_root_dir) / HISTORY, text)
+            write_atomically(Path(trainer.default_root_dir) / HISTORY, history_text(self.lines))
 
     def state_dict(self) -> dict[str, Any]:
         return {"lines": self.lines}
@@ -61,9 +61,9 @@ class History(Callback):
         self.lines = list(state_dict["lines"])
 
 
-def class_scores_of(task: LightningModule, batch: dict[str, Any], label: np.ndarray) -> dict[str, float]:
-    found = answer(task, batch, label)
-    return class_scores(found.logits, label)
+def history_text(lines: Sequence[dict[str, float]]) -> str:
+    """Write the CSV, with all digits: `select` breaks ties by a share that a rounded number no longer shows."""
+    return pd.DataFrame(lines, columns=list(COLUMNS)).to_csv(index=False)
 
 
 def read_history(path: Path) -> pd.DataFrame:

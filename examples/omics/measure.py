@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.robustness.rows import View
 from examples.pipeline.reports import class_view, confusion_view
@@ -33,13 +29,7 @@ def answers_of(task: OmicsTask, rows: OmicsSet, without: str | None = None) -> A
         column = list(rows.features).index(without)
         batch["present"] = batch["present"].clone()
         batch["present"][:, column] = False
-    device = next(task.parameters()).device
-    batch = {"inputs": {name: x.to(device) for name, x in batch["inputs"].items()}, **_moved(batch, device)}
     return answer(task, batch, rows.label.numpy())
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: batch[name].to(device) for name in ("present", "label")}
 
 
 def measure(task: OmicsTask, data: OmicsData) -> Views:
@@ -51,21 +41,17 @@ def measure(task: OmicsTask, data: OmicsData) -> Views:
 def measure_test(task: OmicsTask, rows: OmicsSet) -> Views:
     """Measure a trained model on any rows: also without each branch, and with rejection."""
     test = answers_of(task, rows)
-    known = test.label >= 0
     views: Views = {"test": {"": class_scores(test.logits, test.label, test.embedding)}}
     if len(rows.features) > 1:
-        views["without"] = {name: class_scores(*_known(answers_of(task, rows, name))) for name in rows.features}
+        hidden = {name: answers_of(task, rows, name) for name in rows.features}
+        views["without"] = {name: class_scores(one.logits, one.label) for name, one in hidden.items()}
     if task.prototypes is not None:
         views["rejection"] = {"": rejection_scores(test, float(task.prototypes.threshold))}
-    views["class"] = class_view(test.logits[known], test.label[known], task.classes)
-    views["confusion"] = confusion_view(test.logits[known], test.label[known], task.classes)
-    if not known.all():
+    views["class"] = class_view(test.logits, test.label, task.classes)
+    views["confusion"] = confusion_view(test.logits, test.label, task.classes)
+    if (test.label < 0).any():
         views["open"] = {"unknown": open_scores(test)}
     return views
-
-
-def _known(found: Answers) -> tuple[np.ndarray, np.ndarray]:
-    return found.logits[found.label >= 0], found.label[found.label >= 0]
 
 
 def fit_facts(lines: list[dict[str, float]]) -> tuple[str, View]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from benchmarks.robustness.metrics import auroc, classification_scores, confusion_matrix
 
 NAN = float("nan")
+ROWS_AT_ONCE = 2048
 
 
 class Answers(NamedTuple):
@@ -154,10 +155,20 @@ def _share(rows: np.ndarray) -> float:
     return float(rows.mean()) if len(rows) else NAN
 
 
-def answer(task: nn.Module, batch: dict[str, object], label: np.ndarray) -> Answers:
-    """Ask a model for all rows at once."""
-    with torch.no_grad():
-        output, residual = task.eval().answer(batch)
-    arrays = [None if x is None else x.float().cpu().numpy() for x in (output.logits, output.embedding, residual)]
-    assert arrays[0] is not None
-    return Answers(arrays[0], arrays[1], arrays[2], label)
+def answer(task: nn.Module, batch: dict[str, Any], label: np.ndarray) -> Answers:
+    """Ask a model for all rows, a part of them at a time: attention between features needs memory for each."""
+    device, parts = next(task.parameters()).device, []
+    task.eval()
+    for start in range(0, max(len(label), 1), ROWS_AT_ONCE):
+        with torch.no_grad():
+            output, residual = task.answer(_part(batch, slice(start, start + ROWS_AT_ONCE), device))
+        found = output.logits, output.embedding, residual
+        parts.append([None if x is None else x.float().cpu().numpy() for x in found])
+    logits, embedding, residual = (None if x[0] is None else np.concatenate(x) for x in zip(*parts, strict=True))
+    assert logits is not None
+    return Answers(logits, embedding, residual, label)
+
+
+def _part(batch: dict[str, Any], rows: slice, device: torch.device) -> dict[str, Any]:
+    inputs = {name: x[rows].to(device) for name, x in batch["inputs"].items()}
+    return {"inputs": inputs, **{name: batch[name][rows].to(device) for name in ("present", "label")}}

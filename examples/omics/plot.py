@@ -21,10 +21,10 @@ from benchmarks.robustness.metrics import confusion_matrix
 from examples.pipeline.arguments import Arguments, split_overrides
 from examples.pipeline.errors import DataError
 
-from .data import PARTS
 from .history import HISTORY, Verdict, read_history, verdict
 from .measure import answers_of
 from .metrics import Answers
+from .parts import PARTS
 from .plots import draw_confusion
 from .trained import Trained, open_checkpoint
 
@@ -118,7 +118,7 @@ def plot_embedding(found: Answers, classes: Sequence[str], method: str, title: s
 
 
 def plot_subspaces(trained: Trained, found: Answers, title: str) -> Figure:
-    """Draw coordinates in the class subspaces by their first two directions, and the residuals to every class.
+    """Draw coordinates in the class subspaces by their principal components, and the residuals to two classes.
 
     The left side shows projections c = U x onto the bases of all classes side by side, in the plane of their first
     two principal components; the right side the residual of each row to its own class and to the nearest other one,
@@ -137,12 +137,9 @@ def plot_subspaces(trained: Trained, found: Answers, title: str) -> Figure:
     left.set_title("projections onto the class subspaces, by PCA", fontsize=9, loc="left")
     left.set_xticks([])
     left.set_yticks([])
-    known = found.label >= 0
-    own = np.where(known, found.residual[np.arange(len(known)), found.label], found.residual.min(axis=1))
-    others = found.residual.copy()
-    others[np.arange(len(known))[known], found.label[known]] = np.inf
-    _scatter(right, np.stack([own, others.min(axis=1)], axis=1), found.label, classes)
-    limits = [0.0, 1.05 * float(max(own.max(), others.min(axis=1).max()))]
+    points = own_and_other(found)
+    _scatter(right, points, found.label, classes)
+    limits = [0.0, 1.05 * float(points.max())]
     right.plot(limits, limits, color="#777777", linewidth=0.8)
     if np.isfinite(float(head.threshold)):
         right.axvline(float(head.threshold), color="#777777", linestyle=":", linewidth=1.2)
@@ -156,10 +153,22 @@ def plot_subspaces(trained: Trained, found: Answers, title: str) -> Figure:
     return figure
 
 
+def own_and_other(found: Answers) -> np.ndarray:
+    """Return the residuals to the own class and to the nearest other one ``(N, 2)``.
+
+    A row of an unknown class has none of its own: it gets those to the nearest two.
+    """
+    assert found.residual is not None
+    rows = np.arange(len(found.label))
+    place = np.where(found.label >= 0, found.label, found.residual.argmin(axis=1))
+    others = found.residual.copy()
+    others[rows, place] = np.inf
+    return np.stack([found.residual[rows, place], others.min(axis=1)], axis=1)
+
+
 def plot_matrix(found: Answers, classes: Sequence[str], title: str) -> Figure:
     """Draw the confusion matrix in shares of the true class."""
-    known = found.label >= 0
-    counts = confusion_matrix(found.label[known], found.logits[known].argmax(axis=1), len(classes))
+    counts = confusion_matrix(found.label, found.logits.argmax(axis=1), len(classes))
     size = 3.4 + 0.3 * len(classes)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.add_subplot()

@@ -66,7 +66,7 @@ def plot_differences(frame: pd.DataFrame, reference: str) -> Figure:
 def plot_without(frame: pd.DataFrame) -> Figure:
     """Draw the test score with all branches and without each."""
     figure, axes, _ = _lines(frame)
-    columns = {f"without {_argument(column)}": column for column in select_columns(frame, "without", SCORE)}
+    columns = {f"without {argument_of(column)}": column for column in select_columns(frame, "without", SCORE)}
     _series(axes, frame, {"all branches": f"test.{SCORE}", **columns})
     axes.set_xlabel(f"Test {TITLE}")
     return figure
@@ -184,5 +184,12 @@ def _intervals(
             axes.plot([one.low, one.high], [place, place], color=color, linewidth=1.6)
 
 
-def _argument(column: str) -> str:
-    return column.partition("[")[2].partition("]")[0]
+def argument_of(column: str) -> str:
+    """Return what is in the brackets of a column name.
+
+    Example:
+        >>> argument_of("without[mrna].accuracy")
+        'mrna'
+    """
+    parsed = parse_column(column)
+    return parsed.argument if parsed else ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 
 from examples.pipeline.errors import DataError
 
-from .sources import Column, Matrix, Source, check_unique, open_source, shorten
+from .sources import TABLES, Column, Matrix, Source, check_unique, open_source, shorten
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def read_samples(
     split: str | None = None,
     fold_array: str | None = None,
     ids: str | None = None,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> Samples:
     """Read the branches and columns of a data set.
 
@@ -61,16 +62,17 @@ def read_samples(
         split: Place of a column that says which part a sample is in.
         fold_array: Place of a column of fold numbers.
         ids: Array of sample ids in a ``.npz``; without, row n of all arrays is sample n.
+        only: Branch -> names of the features that are asked for; other columns of a table may hold anything.
 
     Raises:
         DataError: One line that names the file, the column or the sample.
     """
     if not branches:
         raise DataError("data.branches: expected at least one branch, got none")
-    files = Files(Path(root), ids)
     columns = {"label": label, "split": split, "fold_array": fold_array}
-    asked = [place.rpartition(":")[2] for place in columns.values() if place]
-    matrices = {name: files.matrix(place, asked) for name, place in branches.items()}
+    files = Files(Path(root), ids, {name: place for name, place in columns.items() if place})
+    wanted = {} if only is None else files.by_place(branches, only)
+    matrices = {name: files.matrix(place, wanted.get(files.locate(place))) for name, place in branches.items()}
     for matrix in {matrix.where: matrix for matrix in matrices.values()}.values():
         check_unique(matrix.where, "sample id", matrix.ids)
         check_unique(matrix.where, "feature name", matrix.names)
@@ -89,34 +91,73 @@ def read_samples(
     )
 
 
-class Files:
-    """The files of a data set, each opened once."""
+def pick(samples: Samples, rows: np.ndarray) -> Samples:
+    """Take some of the samples, in the order of `rows`."""
+    arrays = {name: getattr(samples, name) for name in ("present", "label", "split", "fold")}
+    return replace(
+        samples,
+        ids=[samples.ids[row] for row in rows.tolist()],
+        values={name: values[rows] for name, values in samples.values.items()},
+        **{name: None if array is None else array[rows] for name, array in arrays.items()},
+    )
 
-    def __init__(self, root: Path, ids: str | None) -> None:
+
+class Files:
+    """The files of a data set, each opened once; ``columns`` are the places that are asked for as columns."""
+
+    def __init__(self, root: Path, ids: str | None, columns: Mapping[str, str]) -> None:
         if not root.exists():
             raise DataError(f"{root}: no such file or folder")
-        self.root, self.ids = root, ids
+        self.root, self.ids, self.columns = root, ids, columns
         self.open: dict[Path, Source] = {}
         self.read: dict[tuple[Path, str], Matrix] = {}
 
-    def matrix(self, place: str, without: Sequence[str]) -> Matrix:
-        path, key = self._locate(place)
+    def matrix(self, place: str, only: Collection[str] | None = None) -> Matrix:
+        path, key = self.locate(place)
         if (path, key) not in self.read:
-            self.read[path, key] = self._source(path).matrix(key, without)
+            own, others = self._columns_of(path)
+            found = self._source(path).matrix(key, own, only)
+            for name in found.names if path.name.endswith(TABLES) else ():
+                if name in others:
+                    # Were it a feature, it might well be the label; were it none, a gene of that name would be lost.
+                    where, what = others[name], "is a feature here and a column there"
+                    raise DataError(f"{path}: column {name!r}: {what}, of {where}; expected different names")
+            self.read[path, key] = found
         return self.read[path, key]
+
+    def by_place(
+        self, branches: Mapping[str, str], only: Mapping[str, Collection[str]]
+    ) -> dict[tuple[Path, str], set[str]]:
+        """Gather what the branches of the same place are asked for."""
+        wanted: dict[tuple[Path, str], set[str]] = {}
+        for name, place in branches.items():
+            wanted.setdefault(self.locate(place), set()).update(only.get(name, ()))
+        return wanted
+
+    def _columns_of(self, path: Path) -> tuple[set[str], dict[str, str]]:
+        """Name the columns of a file that are no features, and those that are asked of other files."""
+        own, others = set[str](), dict[str, str]()
+        for option, place in self.columns.items():
+            name = place.rpartition(":")[2]
+            if (self.root.is_dir() and ":" not in place) or self.locate(place)[0] == path:
+                own.add(name)
+            else:
+                others[name] = f"data.{option} {place}"
+        return own, {name: where for name, where in others.items() if name not in own}
 
     def column(self, place: str, branches: Mapping[str, str]) -> Column:
         if self.root.is_dir() and ":" not in place:
             for branch in branches.values():
-                source = self._source(self._locate(branch)[0])
+                source = self._source(self.locate(branch)[0])
                 if place in source.keys():  # noqa: SIM118 - a source is no dict
                     return source.column(place)
             files = ", ".join(dict.fromkeys(branches.values()))
             raise DataError(f"{self.root}: no column {place!r} in {files}; for another file give FILE:{place}")
-        path, key = self._locate(place)
+        path, key = self.locate(place)
         return self._source(path).column(key)
 
-    def _locate(self, place: str) -> tuple[Path, str]:
+    def locate(self, place: str) -> tuple[Path, str]:
+        """Split a place into the file and what is asked of it."""
         file, colon, key = place.rpartition(":")
         if self.root.is_dir():
             return (self.root / file, key) if colon else (self.root / key, "")
@@ -129,6 +170,12 @@ class Files:
         if path not in self.open:
             self.open[path] = open_source(path, self.ids)
         return self.open[path]
+
+
+def list_files(root: str | Path, places: Iterable[str]) -> list[Path]:
+    """List the files that places name, in order; for columns that are looked for in those of the branches: none."""
+    files = Files(Path(root), None, {})
+    return sorted({path for path in (files.locate(place)[0] for place in places) if path.is_file()})
 
 
 def _join(matrix: Matrix, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +193,9 @@ def _of_samples(column: Column, order: Sequence[str]) -> pd.Series:
     found = pd.Series(column.values, index=column.ids, dtype=object).reindex(order)
     if found.isna().any():
         lacking = [one for one, missing in zip(order, found.isna(), strict=True) if missing]
-        raise DataError(f"{column.where}: expected a value for every sample, none for {shorten(lacking)}")
+        # The text NA is none, too: as a class of its own it would hide what is missing.
+        text = "; an empty text, NA, nan and the like are none" if set(lacking) & set(column.ids) else ""
+        raise DataError(f"{column.where}: expected a value for every sample, none for {shorten(lacking)}{text}")
     return found
 
 

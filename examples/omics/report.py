@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
-from benchmarks.robustness.rows import read_rows, run_row, write_atomically, write_rows
+from benchmarks.robustness.rows import View, read_rows, run_row, write_atomically, write_rows
 from benchmarks.robustness.tables import (
     Measure,
     compare_measure,
@@ -22,7 +22,7 @@ from benchmarks.robustness.tables import (
 )
 
 from .classical import MEANING
-from .plots import write_pictures
+from .plots import argument_of, write_pictures
 
 Result = dict[str, Any]
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -30,7 +30,6 @@ MARKS = ("checked", "recalled")
 FACTS = ("config", "data", "seed", "fold", "best_epoch", "epochs", "fit", "chosen", "seconds")
 NOTHING = "–"
 SELECTED_BY = "val.balanced_accuracy"
-SCORE = "test.balanced_accuracy"
 SCORES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -54,7 +53,11 @@ REJECTION = {
     "rejection.accuracy": "accuracy of the accepted",
     "rejection.rejected_unknown": "rejected of unknown classes",
 }
-OPEN = {"residual": "residual", "softmax": "maximum softmax probability"}
+OPEN = {
+    "residual": "residual",
+    "softmax": "maximum softmax probability",
+    "difference": "residual minus softmax, run by run",
+}
 READING = (
     "Mean ± standard deviation over runs [95 % bootstrap interval]. Epochs and settings were chosen on validation rows "
     "(balanced accuracy unless a configuration says otherwise, NLL for the baselines); the test rows were read once, "
@@ -106,7 +109,7 @@ def report(
     Returns:
         The CSV, the tables, and the pictures.
     """
-    rows = [{**{key: result.get(key) for key in FACTS}, **run_row(result["views"])} for result in results]
+    rows = [{**{key: result.get(key) for key in FACTS}, **columns_of(result["views"])} for result in results]
     write_rows(folder / "runs.csv", rows)
     frame = read_rows(folder / "runs.csv")
     sections, pictures = [READING], []
@@ -120,6 +123,15 @@ def report(
     sections += [f"- {note}" for note in notes]
     write_atomically(folder / "summary.md", "\n\n".join(sections) + "\n")
     return [folder / "runs.csv", folder / "summary.md", *pictures]
+
+
+def columns_of(views: Mapping[str, View]) -> dict[str, float]:
+    """Flatten the views of a run, with the difference of the scores of unknown classes: they are of the same rows."""
+    views = {name: {key: dict(scores) for key, scores in view.items()} for name, view in views.items()}
+    for scores in views.get("open", {}).values():
+        if {"residual", "softmax"} <= set(scores):
+            scores["difference"] = scores["residual"] - scores["softmax"]
+    return run_row(views)
 
 
 def tables(frame: pd.DataFrame, reference: str | None, published: Sequence[Published]) -> list[str]:
@@ -208,7 +220,7 @@ def _measures(frame: pd.DataFrame, titles: dict[str, str]) -> list[Measure]:
 
 def _by_argument(frame: pd.DataFrame, view: str, metric: str) -> list[Measure]:
     columns = select_columns(frame, view, metric)
-    return [Measure(column.partition("[")[2].partition("]")[0], (column,), "mean") for column in columns]
+    return [Measure(argument_of(column), (column,), "mean") for column in columns]
 
 
 def _open(frame: pd.DataFrame) -> list[Measure]:

@@ -7,7 +7,7 @@ import gzip
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,8 @@ import pandas as pd
 from examples.pipeline.errors import DataError
 from examples.pipeline.files import describe_damage
 
-SUFFIXES = (".npz", ".csv", ".csv.gz", ".h5ad")
+TABLES = (".csv", ".csv.gz")
+SUFFIXES = (".npz", *TABLES, ".h5ad")
 SHOWN = 5
 
 
@@ -41,8 +42,8 @@ class Column(NamedTuple):
 class Source(Protocol):
     """A file that is open."""
 
-    def matrix(self, key: str, without: Sequence[str]) -> Matrix:
-        """Read features; columns named in `without` are none."""
+    def matrix(self, key: str, without: Collection[str], only: Collection[str] | None = None) -> Matrix:
+        """Read features; columns of a table that `without` names are none, nor those that `only` does not name."""
 
     def column(self, key: str) -> Column:
         """Read a value per sample."""
@@ -61,7 +62,7 @@ def open_source(path: Path, ids: str | None = None) -> Source:
         raise DataError(f"{path}: no such file or folder")
     if path.name.endswith(".npz"):
         return NpzSource(path, ids)
-    if path.name.endswith((".csv", ".csv.gz")):
+    if path.name.endswith(TABLES):
         return CsvSource(path)
     if path.name.endswith(".h5ad"):
         return AnnDataSource(path)
@@ -87,7 +88,7 @@ class NpzSource:
     def keys(self) -> list[str]:
         return [name for name, array in self.arrays.items() if array.ndim == 1]
 
-    def matrix(self, key: str, without: Sequence[str] = ()) -> Matrix:
+    def matrix(self, key: str, without: Collection[str] = (), only: Collection[str] | None = None) -> Matrix:
         values = self._array(key, 2)
         if values.dtype.kind not in "fiub":
             raise DataError(f"{self.path}: array {key!r}: expected numbers, got dtype {values.dtype}")
@@ -133,21 +134,30 @@ class CsvSource:
             raise DataError(f"{path}: expected a header and rows, the file is empty") from None
         if len(header) < 2 or not len(self.table):
             raise DataError(f"{path}: expected a column of sample ids, others, and rows below the header")
+        if self.table.index.nlevels > 1 or not isinstance(self.table.index, pd.RangeIndex):
+            # pandas takes what the header does not name for the names of the rows.
+            fields, found = len(header), len(header) + self.table.index.nlevels
+            why = "does the header lack the name of the column of sample ids?"
+            raise DataError(f"{path}: line 2: expected {fields} fields as in the header, got {found}; {why}")
         # pandas would silently rename the second of two equal names.
         check_unique(f"{path}: header", "column", header)
         self.table.columns = pd.Index(header)
         ids = self.table.pop(header[0])
         if ids.isna().any():
-            raise DataError(f"{path}: line {int(ids.isna().argmax()) + 2}: expected a sample id, got nothing")
+            what = "expected a sample id, got nothing, or a text such as NA that stands for it"
+            raise DataError(f"{path}: line {int(ids.isna().argmax()) + 2}: {what}")
         self.ids = ids.tolist()
 
     def keys(self) -> list[str]:
         return list(self.table.columns)
 
-    def matrix(self, key: str, without: Sequence[str] = ()) -> Matrix:
-        table = self.table.drop(columns=[name for name in without if name in self.table])
+    def matrix(self, key: str, without: Collection[str] = (), only: Collection[str] | None = None) -> Matrix:
         if key:
-            raise DataError(f"{self.path}:{key}: expected the file alone: all its columns are one branch")
+            expected = "expected the file alone, or '.' where it is the root: all its columns are one branch"
+            raise DataError(f"{self.path}: {expected}, got {key!r}")
+        wanted = None if only is None else set(only)
+        others = [name for name in self.table if name in without or (wanted is not None and name not in wanted)]
+        table = self.table.drop(columns=others)
         for name in table.columns[[dtype.kind not in "fiub" for dtype in table.dtypes]]:
             numbers = pd.to_numeric(table[name], errors="coerce")
             wrong = (numbers.isna() & table[name].notna()).to_numpy()
@@ -184,7 +194,7 @@ class AnnDataSource:
     def keys(self) -> list[str]:
         return [str(name) for name in self.data.obs.columns]
 
-    def matrix(self, key: str, without: Sequence[str] = ()) -> Matrix:
+    def matrix(self, key: str, without: Collection[str] = (), only: Collection[str] | None = None) -> Matrix:
         kind, _, name = key.partition("/")
         names = [str(one) for one in self.data.var_names]
         if key in ("", "X"):

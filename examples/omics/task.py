@@ -16,11 +16,13 @@ from mmrobust.models.two_branch import PrototypeClassifierOutput
 from mmrobust.prototypes import SubspacePrototypeClassifier
 
 from .metrics import ClassMetrics
+from .parts import members_state
 
 # What the data decides: never an option of a configuration.
 FROM_DATA = ("in_features", "classes")
 PARTS = ("classification", "contrastive", "orthonormality", "separation")
 TIE = 1e-4
+LIMITS = {"warmup": 1.0, "lr": 10.0, "weight_decay": 10.0, "accept": 1.0, "bank": 1e6, "bank_warmup": 1e9}
 SCHEDULES = ("cosine", "linear", "constant")
 Batch = dict[str, Any]
 
@@ -96,11 +98,13 @@ class OmicsTask(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, high in (("warmup", 1.0), ("lr", 10.0), ("weight_decay", 10.0), ("accept", 1.0), ("bank", 1e6)):
+        for name, high in LIMITS.items():
             check_number(f"model.{name}", self.hparams[name], 0.0, high)
+        if not accept:
+            raise ValueError(f"model.accept: expected a share in (0, 1], got {accept}")
         check_option("model.schedule", schedule, SCHEDULES)
         self.classes, self.branches = list(classes), list(in_features)
-        deep, shallow = deep or [256, 128], shallow or [128]
+        deep, shallow = (find_widths(*one) for one in (("deep", deep, [256, 128]), ("shallow", shallow, [128])))
         check_prototypes(head, len(classes), subspace_dim, deep[-1])
         is_deep = find_deep(in_features, deep_branches)
         self.model = TwoBranchPrototypeClassifier(
@@ -174,7 +178,8 @@ class OmicsTask(LightningModule):
     def on_validation_epoch_end(self) -> None:
         scores = self.metrics.compute()
         by = self.hparams["select_by"]
-        # Among few validation rows many epochs are equal: then the likelihood decides, by less than one row counts.
+        # Among few validation rows many epochs are equal: then the likelihood decides. It changes the score by at most
+        # a thousandth: less than one row does, unless there are about as many as that in validation.
         tie = TIE * min(scores["nll"], 10.0)
         select = scores["balanced_accuracy"] - tie if by == "balanced_accuracy" else -scores["nll"]
         for name, value in {**scores, "select": select}.items():
@@ -187,8 +192,9 @@ class OmicsTask(LightningModule):
         self.metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what new samples need: names, selection and scaling of features, and the classes."""
-        checkpoint["preparation"] = self.trainer.datamodule.preparation.state()
+        """Add what new samples need, and who was in which part: neither may be found again otherwise."""
+        data = self.trainer.datamodule
+        checkpoint["preparation"], checkpoint["members"] = data.preparation.state(), members_state(data.members())
 
     def configure_optimizers(self) -> dict[str, Any]:
         matrices = [x for x in self.model.parameters() if x.dim() > 1]
@@ -211,6 +217,12 @@ class OmicsTask(LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def find_widths(name: str, widths: list[int] | None, default: list[int]) -> list[int]:
+    if widths is not None and not widths:
+        raise ValueError(f"model.{name}: expected at least one width, got none; leave it out for {default}")
+    return widths or default
 
 
 def find_deep(in_features: dict[str, int], names: list[str] | None) -> dict[str, bool]:

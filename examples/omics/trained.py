@@ -14,10 +14,13 @@ from examples.pipeline.cli import stored_words
 from .cli import OmicsCLI, data_name
 from .data import OmicsData
 from .features import Preparation
+from .parts import ELSE, members_from_state
 from .task import OmicsTask
 
 # The settings that decide which rows are for training.
 SPLITTING = ("fold", "folds", "fold_array", "split", "split_values", "split_seed", "leave_out")
+# Those on which it depends, too, where a checkpoint does not say which rows they were.
+READING = ("root", "branches", "label", "ids")
 
 
 class Trained(NamedTuple):
@@ -32,7 +35,7 @@ class Trained(NamedTuple):
 def open_checkpoint(path: Path, overrides: Sequence[str], folder: Path) -> Trained:
     """Rebuild data and task from what the checkpoint holds; its configuration is written to `folder`.
 
-    Features are picked by their names, so that the data may have them in another order.
+    Features are picked by their names and samples by their ids, so that the data may have them in another order.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -46,11 +49,14 @@ def open_checkpoint(path: Path, overrides: Sequence[str], folder: Path) -> Train
     cli = OmicsCLI(words, build=False, trainer={"enable_progress_bar": False})
     stored, asked = yaml.safe_load(config), cli.config
     check_split(path, stored, asked.as_dict())
+    if "members" not in checkpoint:
+        check_reading(path, stored["data"], asked.as_dict()["data"])
     task = OmicsTask(**checkpoint["hyper_parameters"])
     check_fits(path, checkpoint, task)
     task.load_state_dict(checkpoint["state_dict"])
     data = OmicsData(**{**vars(asked.data), "seed": asked.seed_everything})
-    data.use(Preparation.from_state(checkpoint["preparation"]))
+    members = members_from_state(checkpoint["members"]) if "members" in checkpoint else None
+    data.use(Preparation.from_state(checkpoint["preparation"]), members)
     facts = {
         "config": str(checkpoint["config_name"]),
         "data": data_name(asked.data.root),
@@ -69,6 +75,15 @@ def check_split(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> No
     for name, old, new in zip([*names, "seed_everything"], [*before, seeds[0]], [*after, seeds[1]], strict=True):
         if old != new:
             raise ValueError(
-                f"{path}: was trained with --{name} {old}, the test rows of {new} may be its training rows;"
-                " for data that was not trained on use --test"
+                f"{path}: was trained with --{name} {old}, the test rows of {new} may be its training rows; {ELSE}"
+            )
+
+
+def check_reading(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise if other data are asked for of a checkpoint that does not hold which rows it was trained on."""
+    for name in READING:
+        if stored.get(name) != asked[name]:
+            raise ValueError(
+                f"{path}: does not hold which samples it was trained on, as checkpoints do now: expected --data.{name}"
+                f" {stored.get(name)} as in training, got {asked[name]}; {ELSE}, or train again"
             )

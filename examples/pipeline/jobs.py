@@ -213,9 +213,15 @@ def _start_worker(threads: int) -> None:
     quiet()
 
 
-def fingerprint(cli: PipelineCLI, *parts: Any) -> str:
-    """Hash what the result of a run depends on: settings, data and evaluation; not seed, fold and paths."""
-    content = [mmrobust.__version__, _settings(cli), data_fingerprint(cli.config.data.root), parts]
+def fingerprint(cli: PipelineCLI, *parts: Any, files: Iterable[Path] = ()) -> str:
+    """Hash what the result of a run depends on: settings, data and evaluation; not seed, fold and paths.
+
+    Args:
+        cli: The parsed configuration.
+        *parts: More that the result depends on.
+        files: Files of the data that may lie elsewhere than in its root.
+    """
+    content = [mmrobust.__version__, _settings(cli), data_fingerprint(cli.config.data.root, files), parts]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -238,14 +244,19 @@ def _settings(cli: PipelineCLI) -> dict[str, Any]:
     return config
 
 
-def data_fingerprint(root: str) -> str:
-    """Hash a file, or a folder: the files directly in it by content, those below by name and size."""
+def data_fingerprint(root: str, files: Iterable[Path] = ()) -> str:
+    """Hash a file, or a folder: the files directly in it by content, those below by name and size.
+
+    Of `files` those are hashed by content, too, that are not already.
+    """
     path, found = Path(root), hashlib.sha256()
-    files: Iterable[Path] = [path] if path.is_file() else sorted(path.rglob("*"))
-    for file in files:
+    home = path.parent if path.is_file() else path
+    own: Iterable[Path] = [path] if path.is_file() else sorted(path.rglob("*"))
+    more = [file for file in sorted(set(files)) if file != path and (path.is_file() or file.parent != path)]
+    for file in (*own, *more):
         if file.is_file():
             size = file.stat().st_size
-            found.update(f"{file.relative_to(path.parent if path.is_file() else path)}:{size}\n".encode())
-            if size <= READ_WHOLE and file.parent in (path, path.parent):
+            found.update(f"{os.path.relpath(file, home)}:{size}\n".encode())
+            if size <= READ_WHOLE and (file in more or file.parent == home):
                 found.update(file.read_bytes())
     return found.hexdigest()

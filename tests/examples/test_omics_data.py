@@ -189,6 +189,24 @@ class TestSplit:
         with pytest.raises(DataError, match="split: expected rows of the part test, found the values 0, 1"):
             _ = load(path, fold_array=None, split="split", split_values={"train": 0, "val": 1}).sets
 
+    def test_wants_rows_of_every_part_that_is_named(self, path: Path) -> None:
+        values = {"train": 0, "val": 2, "test": 1}
+        with pytest.raises(DataError, match=r"split: expected rows of the part val \(value 2\), found the values 0, 1"):
+            _ = load(path, fold_array=None, split="split", split_values=values).sets
+
+    def test_unused_rows_may_hold_anything(self, tmp_path: Path) -> None:
+        arrays = make_arrays()
+        arrays["split"][3:6], arrays["label"][3:6] = 7, 9
+        arrays["genes"][3:6, 1], arrays["genes"][4, 2] = np.nan, np.inf
+        path = write_npz(tmp_path / "x.npz", **arrays)
+        options = {"fold_array": None, "split": "split", "split_values": {"train": 0, "test": 1}}
+        data = load(path, **options)
+        assert data.classes == ["0", "1", "2"]
+        assert not {"3", "4", "5"} & {one for rows in data.sets.values() for one in rows.ids}
+        again = load(path, **options)
+        again.use(data.preparation, data.members())
+        assert [rows.ids for rows in again.sets.values()] == [rows.ids for rows in data.sets.values()]
+
     def test_leaves_a_class_out(self, path: Path) -> None:
         data = load(path, leave_out="1")
         assert data.classes == ["0", "2"]
@@ -219,6 +237,15 @@ class TestOtherData:
         with pytest.raises(DataError, match="label: expected the classes 0, 1, 2, got 9; --unknown counts them"):
             data.read_other(other)
         assert data.read_other(other, count_unknown=True).label[3:6].tolist() == [0, -1, 2]
+
+    def test_of_the_same_data_must_be_the_same(self, path: Path, tmp_path: Path) -> None:
+        options = {"classes": ["x", "y", "z"]}
+        other = write_npz(tmp_path / "y.npz", label=make_arrays()["label"] + 5)
+        for members in (None, load(path, **options).members()):
+            data = load(other, **options)
+            data.use(load(path, **options).preparation, members)
+            with pytest.raises(DataError, match=r"y.npz: expected data of the classes 0, 1, 2, got .*5, 6, 7"):
+                _ = data.sets
 
 
 class TestBaselines:

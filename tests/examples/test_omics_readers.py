@@ -150,6 +150,10 @@ class TestCsv:
             ("sample,a,a\ns0,1,2\n", "genes.csv: header: expected every column once, got twice or more: a"),
             ("sample,a,b\ns0,1,2\ns1,3,four\n", r"line 3 \('s1'\), column 'b': expected a number, got 'four'"),
             ("sample,a,b\ns0,1,2\n,3,4\n", "line 3: expected a sample id, got nothing"),
+            ("a,b,c\ns0,1,2,3\ns1,4,5,6\n", "line 2: expected 3 fields as in the header, got 4; does the header lack"),
+            ("sample,a\ns0,1,2,3\ns1,4,5,6\n", "line 2: expected 2 fields as in the header, got 4"),
+            ("sample,a\ns0,1,\ns1,4,\n", "line 2: expected 2 fields as in the header, got 3"),
+            ("sample,a\ns0,1\nNA,4\n", "line 3: expected a sample id, got nothing, or a text such as NA"),
             ("sample\ns0\n", "expected a column of sample ids, others, and rows"),
             ("", "expected a header and rows, the file is empty"),
             ("sample,a\n", "expected a column of sample ids, others, and rows"),
@@ -172,6 +176,13 @@ class TestCsv:
         write_csv(tmp_path)
         pd.read_csv(tmp_path / "labels.csv").iloc[2:].to_csv(tmp_path / "labels.csv", index=False)
         with pytest.raises(DataError, match=r"labels.csv: type: expected a value for every sample, none for s0, s1$"):
+            read_samples(tmp_path, CSV, label="labels.csv:type")
+
+    def test_does_not_take_a_missing_label_for_a_class(self, tmp_path: Path) -> None:
+        write_csv(tmp_path)
+        text = (tmp_path / "labels.csv").read_text().replace("s1,type 1", "s1,NA")
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(DataError, match=r"none for s1; an empty text, NA, nan and the like are none$"):
             read_samples(tmp_path, CSV, label="labels.csv:type")
 
     def test_names_a_column_that_is_not_there(self, tmp_path: Path) -> None:

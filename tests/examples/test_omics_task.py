@@ -12,9 +12,12 @@ import pytest
 import torch
 from sklearn import metrics as oracle
 
-from examples.omics.history import COLUMNS, History, read_history, verdict
+from examples.omics import metrics
+from examples.omics.history import COLUMNS, History, history_text, read_history, verdict
 from examples.omics.metrics import Answers, ClassMetrics, class_scores, open_scores, rejection_scores
-from examples.omics.task import OmicsTask, find_deep
+from examples.omics.plot import own_and_other
+from examples.omics.report import columns_of
+from examples.omics.task import TIE, OmicsTask, find_deep
 
 SIZES = {"genes": 12, "proteins": 6}
 TINY: dict[str, Any] = {
@@ -145,6 +148,37 @@ class TestScores:
         assert "residual" not in open_scores(answers._replace(residual=None))
 
 
+class TestAnswer:
+    def test_is_the_same_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, batch = make_task(), make_batch(10)
+        batch["present"][3, 1] = False
+        label, asked = batch["label"].numpy(), []
+        whole = metrics.answer(task, batch, label)
+        ask = task.answer
+        monkeypatch.setattr(task, "answer", lambda part: (asked.append(len(part["label"])), ask(part))[1])
+        monkeypatch.setattr(metrics, "ROWS_AT_ONCE", 4)
+        for one, other in zip(metrics.answer(task, batch, label), whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert asked == [4, 4, 2]
+
+    def test_of_no_rows(self) -> None:
+        found = metrics.answer(make_task(head="linear"), make_batch(0), np.zeros(0, dtype=np.int64))
+        assert (found.logits.shape, found.residual) == ((0, 3), None)
+
+    def test_has_an_own_and_another_class(self) -> None:
+        residual = np.array([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5], [0.4, 0.2, 0.3]])
+        found = own_and_other(Answers(-residual, None, residual, np.array([0, 1, -1])))
+        assert found.tolist() == [[0.1, 0.5], [0.9, 0.1], [0.2, 0.3]]
+
+    def test_of_unknown_rows_has_a_paired_difference(self) -> None:
+        views = {"open": {"a": {"residual": 0.9, "softmax": 0.7}, "b": {"softmax": 0.6}}, "test": {"": {"nll": 1.0}}}
+        found = columns_of(views)
+        assert found["open[a].difference"] == pytest.approx(0.2)
+        assert "open[b].difference" not in found
+        assert found["test.nll"] == 1.0
+        assert "difference" not in views["open"]["a"]
+
+
 def history(train: list[float], val: list[float], loss: list[float], rows: int = 400) -> pd.DataFrame:
     lines = zip(range(len(val)), [0.1] * len(val), loss, train, val, val, strict=True)
     frame = pd.DataFrame(lines, columns=["epoch", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "select"])
@@ -180,6 +214,15 @@ class TestVerdict:
             read_history(tmp_path / "history.csv")
         history([1.0], [1.0], [0.1])[list(COLUMNS)].to_csv(tmp_path / "history.csv", index=False)
         assert len(read_history(tmp_path / "history.csv")) == 1
+
+    def test_finds_the_epoch_that_was_kept_by_a_tie_break(self, tmp_path: Path) -> None:
+        lines = history([0.9] * 3, [0.9] * 3, [0.30002, 0.3, 0.30001]).to_dict("records")
+        for line in lines:
+            line["select"] = line["val_accuracy"] - TIE * line["val_loss"]
+        (tmp_path / "history.csv").write_text(history_text(lines))
+        frame = read_history(tmp_path / "history.csv")
+        assert frame["select"].tolist() == pytest.approx([line["select"] for line in lines], rel=1e-14)
+        assert verdict(frame).best == 1
 
     def test_history_goes_on_after_a_resumed_run(self) -> None:
         one, other = History(), History()
