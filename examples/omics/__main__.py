@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": ("examples.omics.cli", "fit_command", "train one configuration"),
     "evaluate": ("examples.omics.evaluate", "evaluate_command", "scores of checkpoints, also on other data"),
     "ablate": ("examples.omics.ablate", "ablate_command", "train and compare configurations over seeds"),
+    "predict": ("examples.omics.predict", "predict_command", "classes of other samples, as CSV; they need no labels"),
     "plot": ("examples.omics.plot", "plot_command", "embeddings, confusion and training curves of checkpoints"),
 }
 

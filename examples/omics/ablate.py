@@ -165,6 +165,8 @@ def merge(jobs: Sequence[OmicsJob], done: dict[str, Result]) -> list[Result]:
             views = results[path]["views"]
             found = done[job.path]["views"].get("open", {}).get("unknown")
             if found is not None:
+                rejected = done[job.path]["views"].get("rejection", {}).get("", {}).get("rejected_unknown")
+                found = found if rejected is None else {**found, "rejected": rejected}
                 views["open"] = {**views.get("open", {}), column_name(job.leave_out): found}
     for result in results.values():
         found = result["views"].get("open")

@@ -32,7 +32,7 @@ def encode(label: np.ndarray, given: Sequence[str] | None) -> tuple[list[str], l
     """Number the classes in the order of their labels, numbers by size; return names, labels and codes."""
     values = sorted(set(label.tolist()), key=_by_size)
     if len(values) < 2:
-        raise DataError(f"data.label: expected at least two classes, got {', '.join(values)}")
+        raise DataError(f"data.label: expected at least two classes, got {', '.join(map(repr, values))}")
     if given is not None and len(given) != len(values):
         raise DataError(f"data.classes: expected {len(values)} names, for {', '.join(values)}, got {', '.join(given)}")
     place = {value: index for index, value in enumerate(values)}

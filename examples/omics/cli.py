@@ -54,15 +54,20 @@ def find_configs(args: Sequence[str]) -> list[str]:
         start = "--config=" if word.startswith("--config=") else ""
         given = word.removeprefix(start)
         if (after or start) and not Path(given).is_file():
-            word = start + next((str(path) for path in _places(given) if path.is_file()), given)
+            word = start + _find(given)
         after = word in ("--config", "-c")
         found.append(word)
     return found
 
 
-def _places(name: str) -> list[Path]:
-    stem = name.removesuffix(".yaml")
-    return [CONFIGS / f"{stem}.yaml", CONFIGS / "variants" / f"{stem}.yaml", CONFIGS / "data" / f"{stem}.yaml"]
+def _find(name: str) -> str:
+    """Return the file of a name, or what is no name as it is: its error is that of a file."""
+    stem, folders = name.removesuffix(".yaml"), (CONFIGS, CONFIGS / "variants", CONFIGS / "data")
+    found = next((str(path) for path in (folder / f"{stem}.yaml" for folder in folders) if path.is_file()), None)
+    if found is None and stem == name == Path(name).name:
+        known = "; ".join(", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) for folder in folders)
+        raise FileNotFoundError(f"{name}: no such configuration; expected a YAML file or one of {known}")
+    return found or name
 
 
 def data_name(root: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +188,8 @@ class OmicsData(L.LightningDataModule):
 
     def use(self, preparation: Preparation, members: Mapping[str, Members] | None = None) -> None:
         """Prepare and part with what a checkpoint holds, in place of measuring training rows and drawing folds."""
-        self._preparation, self._members, self._sets = preparation, members, None
+        # What NaN means may be said anew: means and scales of the training rows are known.
+        self._preparation, self._members, self._sets = replace(preparation, nan=self.nan), members, None
 
     def members(self) -> dict[str, Members]:
         """Tell who is in which part, for a checkpoint."""
@@ -202,9 +204,7 @@ class OmicsData(L.LightningDataModule):
             root: Its file or folder.
             count_unknown: Give labels that were not trained on as -1; otherwise they are an error.
         """
-        only = self.preparation.names
-        places = {name: self._elsewhere(place) for name, place in self.branches.items()}
-        samples = read_samples(root, places, label=self._elsewhere(self.label), ids=self.ids_array, only=only)
+        samples = self._read_elsewhere(root, label=self._elsewhere(self.label))
         assert samples.label is not None
         code = encode_known(samples.label, self.preparation)
         strange = list(dict.fromkeys(samples.label[code == UNKNOWN].tolist()))
@@ -213,6 +213,15 @@ class OmicsData(L.LightningDataModule):
             how = "--unknown counts them as rows to reject"
             raise DataError(f"{root}: {self.label}: expected {expected}, got {shorten(strange)}; {how}")
         return prepare(samples, self.preparation, code)
+
+    def read_unlabelled(self, root: str) -> OmicsSet:
+        """Read all samples of another data set, prepared as this one; labels are -1, whatever it says."""
+        samples = self._read_elsewhere(root)
+        return prepare(samples, self.preparation, np.full(len(samples.ids), UNKNOWN))
+
+    def _read_elsewhere(self, root: str, label: str | None = None) -> Samples:
+        places = {name: self._elsewhere(place) for name, place in self.branches.items()}
+        return read_samples(root, places, label=label, ids=self.ids_array, only=self.preparation.names)
 
     def _elsewhere(self, place: str) -> str:
         """Name a place of other data: its own file, where the place names the root of these."""

@@ -124,12 +124,16 @@ def verdict(frame: pd.DataFrame) -> Verdict:
     elif wide and rise_at_best > RISE:
         kind, why = "overfitting", f"wide gap, and validation loss {rise_at_best:.0%} above its minimum"
     elif wide:
-        kind, why = "gap", "training rows are fitted better than validation rows, whose loss is still near its minimum"
+        kind = "gap"
+        why = (
+            f"training rows are fitted better than validation rows, whose loss is {rise_at_best:.0%} above its minimum"
+        )
+        why += f" and ends {rise_at_end:.0%} above it" if rise_at_end > RISE else ""
     elif epochs > 1 and best >= last and int(loss.argmin()) >= last:
         kind, why = "too short", "the last epochs were still the best"
     elif rise_at_end > RISE:
         kind, why = "stopped in time", f"validation loss ends {rise_at_end:.0%} above its minimum, after the best epoch"
     else:
         kind, why = "good", "no wide gap, no rise of the validation loss"
-    figures = f"accuracy {train:.3f} on training, {val:.3f} ± {error:.3f} on validation rows"
+    figures = f"balanced accuracy {train:.3f} on training, {val:.3f} ± {error:.3f} on validation rows"
     return Verdict(kind, f"{kind} at epoch {int(line['epoch']) + 1} of {epochs}: {why}; {figures}", best)

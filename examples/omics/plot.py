@@ -122,7 +122,7 @@ def plot_subspaces(trained: Trained, found: Answers, title: str) -> Figure:
 
     The left side shows projections c = U x onto the bases of all classes side by side, in the plane of their first
     two principal components; the right side the residual of each row to its own class and to the nearest other one,
-    with the threshold of rejection: rows above the diagonal are nearer to their own.
+    with what is rejected: rows above the diagonal are nearer to their own.
     """
     head = trained.task.prototypes
     assert head is not None and found.residual is not None and found.embedding is not None
@@ -142,8 +142,8 @@ def plot_subspaces(trained: Trained, found: Answers, title: str) -> Figure:
     limits = [0.0, 1.05 * float(points.max())]
     right.plot(limits, limits, color="#777777", linewidth=0.8)
     if np.isfinite(float(head.threshold)):
-        right.axvline(float(head.threshold), color="#777777", linestyle=":", linewidth=1.2)
-        right.set_title("residuals; dotted: threshold of rejection", fontsize=9, loc="left")
+        right.fill_between([float(head.threshold), limits[1]], float(head.threshold), limits[1], color="#00000014")
+        right.set_title("residuals; shaded: rejected, as both are above the threshold", fontsize=9, loc="left")
     right.set_xlabel("residual to the own class (of unknown classes: to the nearest)", fontsize=9)
     right.set_ylabel("residual to the nearest other class", fontsize=9)
     tidy_axes(right)

@@ -71,6 +71,8 @@ def read_samples(
         raise DataError("data.branches: expected at least one branch, got none")
     columns = {"label": label, "split": split, "fold_array": fold_array}
     files = Files(Path(root), ids, {name: place for name, place in columns.items() if place})
+    # Columns first: a name that is not there would else be taken for one of the features.
+    found = {name: files.column(place, branches) if place else None for name, place in columns.items()}
     wanted = {} if only is None else files.by_place(branches, only)
     matrices = {name: files.matrix(place, wanted.get(files.locate(place))) for name, place in branches.items()}
     for matrix in {matrix.where: matrix for matrix in matrices.values()}.values():
@@ -78,7 +80,6 @@ def read_samples(
         check_unique(matrix.where, "feature name", matrix.names)
     order = list(dict.fromkeys(one for matrix in matrices.values() for one in matrix.ids))
     joined = {name: _join(matrix, order) for name, matrix in matrices.items()}
-    found = {name: files.column(place, branches) if place else None for name, place in columns.items()}
     return Samples(
         root=str(root),
         ids=order,

@@ -60,9 +60,10 @@ OPEN = {
 }
 READING = (
     "Mean ± standard deviation over runs [95 % bootstrap interval]. Epochs and settings were chosen on validation rows "
-    "(balanced accuracy unless a configuration says otherwise, NLL for the baselines); the test rows were read once, "
-    "after that. Lines marked published are figures of others, on their own splits: [checked] ones were read again in "
-    "the source, [recalled] ones are quoted from memory."
+    "(balanced accuracy unless a configuration says otherwise, NLL for the baselines); test rows are read after that. "
+    "Intervals are over runs: the chance of which rows are tested is not in them. Lines marked published are figures "
+    "of others, on their own splits: [checked] ones were read again in the source, [recalled] ones are quoted from "
+    "memory."
 )
 PAIRED = (
     "Paired by seed and fold; an interval over at least five runs that excludes zero is set in bold. Each cell is a "
@@ -141,6 +142,7 @@ def tables(frame: pd.DataFrame, reference: str | None, published: Sequence[Publi
         sections += [f"## Differences to {reference}", PAIRED, differences(frame, reference)]
     sections += _section(frame, "## Without a branch", WITHOUT, _by_argument(frame, "without", "balanced_accuracy"))
     sections += _section(frame, "## Unknown classes", OPEN_NOTE, _open(frame))
+    sections += _classes_left_out(frame)
     sections += _section(frame, "## Rejection", REJECTION_NOTE, _measures(frame, REJECTION))
     if "fit" in frame and "fit.train_loss" in frame:
         sections += ["## Fit", FIT_NOTE, fit_table(frame)]
@@ -227,6 +229,22 @@ def _open(frame: pd.DataFrame) -> list[Measure]:
     return _measures(frame, {f"open[mean].{name}": title for name, title in OPEN.items()}) or _measures(
         frame, {f"open[unknown].{name}": title for name, title in OPEN.items()}
     )
+
+
+def _classes_left_out(frame: pd.DataFrame) -> list[str]:
+    """Write a line per configuration and class that was left out."""
+    names = [argument_of(column) for column in select_columns(frame, "open", "residual")]
+    names = [name for name in names if name not in ("mean", "unknown")]
+    titles = {**OPEN, "rejected": "rejected"}
+    lines = []
+    for config, runs in frame.groupby("config", sort=False) if names else ():
+        for name in names:
+            measures = [Measure(title, (f"open[{name}].{key}",), "mean") for key, title in titles.items()]
+            there = [one for one in measures if one.columns[0] in runs and runs[one.columns[0]].notna().any()]
+            if there:
+                cells = [write_cell(summarize_measure(runs, m), m) if m in there else NOTHING for m in measures]
+                lines.append([f"{config}: without {name}", *cells])
+    return [markdown(["config: class", *titles.values()], lines)] if lines else []
 
 
 def _section(frame: pd.DataFrame, title: str, note: str, measures: list[Measure]) -> list[str]:

@@ -153,7 +153,7 @@ class CsvSource:
 
     def matrix(self, key: str, without: Collection[str] = (), only: Collection[str] | None = None) -> Matrix:
         if key:
-            expected = "expected the file alone, or '.' where it is the root: all its columns are one branch"
+            expected = f"expected {self.path.name} alone, or '.' where it is the root: all its columns are one branch"
             raise DataError(f"{self.path}: {expected}, got {key!r}")
         wanted = None if only is None else set(only)
         others = [name for name in self.table if name in without or (wanted is not None and name not in wanted)]

@@ -65,12 +65,14 @@ class TestAblate:
         said = capsys.readouterr().out
         assert "asymmetric+dim1 seed 1 fold 1 without class 1: validation balanced accuracy" in said
         assert "residual minus softmax" in said
+        assert "| asymmetric+dim1: without 1 |" in said
         for part in ("**best by validation: ", "## Differences to plain", "## Without a branch", "## Unknown classes"):
             assert part in said
         table = pd.read_csv(tmp_path / "runs.csv")
         assert table["config"].tolist() == ["plain"] * 2 + ["asymmetric+dim1"] * 2 + ["logistic_regression"] * 2
         assert table["fold"].tolist() == [0, 1] * 3
         assert table["open[1].residual"].notna().tolist() == [False, False, True, True, False, False]
+        assert table["open[1].rejected"].notna().tolist() == [False, False, True, True, False, False]
         assert table["fit"].notna().sum() == 4
         assert json.loads((tmp_path / "runs" / "plain-seed0-fold0.json").read_text())["config"] == "plain"
 
@@ -126,7 +128,7 @@ class TestAblate:
             (["--leave-out", "7"], "--leave-out: expected all, or some of 0, 1, 2, got '7'"),
             (["--reference", "other"], "--reference: expected one of plain"),
             (["--model.subspace_dim", "9", "--configs", "asymmetric"], "model.subspace_dim: expected at most 2"),
-            (["--data", "nowhere"], "nowhere: no such configuration file"),
+            (["--data", "nowhere"], "nowhere: no such configuration; expected a YAML file or one of asymmetric, plain"),
             (["--nonsense"], "unrecognized arguments: --nonsense"),
         ],
     )

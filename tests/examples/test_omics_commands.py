@@ -127,10 +127,10 @@ class TestFit:
 class TestMain:
     def test_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 2
-        assert "{fit,evaluate,ablate,plot}" in capsys.readouterr().out
-        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, plot" in fails(capsys, "fti")
+        assert "{fit,evaluate,ablate,predict,plot}" in capsys.readouterr().out
+        assert "unknown command 'fti'; expected one of fit, evaluate, ablate, predict, plot" in fails(capsys, "fti")
 
-    @pytest.mark.parametrize("command", ["evaluate", "ablate", "plot"])
+    @pytest.mark.parametrize("command", ["evaluate", "ablate", "predict", "plot"])
     def test_help(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([command, "--help"]) == 0
         assert f"python -m examples.omics {command}" in capsys.readouterr().out
@@ -226,3 +226,56 @@ class TestPlot:
 
     def test_names_an_unknown_method(self, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--method: invalid choice: 'mds'" in fails(capsys, "plot", checkpoint, "--method", "mds")
+
+    def test_what_nan_means_may_be_said_anew(
+        self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        genes = make_arrays()["genes"].copy()
+        genes[3, 2] = np.nan
+        words = [
+            "evaluate",
+            checkpoint,
+            "--out",
+            str(tmp_path),
+            "--test",
+            str(write_npz(tmp_path / "x.npz", genes=genes)),
+        ]
+        assert "to accept them give --data.nan absent or mean" in fails(capsys, *words)
+        assert main([*words, "--data.nan", "mean"]) == 0
+        assert main([*words, "--data.nan=absent"]) == 0
+
+
+class TestPredict:
+    def test_needs_no_labels(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arrays = make_arrays()
+        del arrays["label"]
+        np.savez(tmp_path / "new.npz", **arrays)
+        out = tmp_path / "found.csv"
+        assert main(["predict", checkpoint, "--test", str(tmp_path / "new.npz"), "--out", str(out)]) == 0
+        assert "found.csv: 60 samples" in capsys.readouterr().out
+        rows = pd.read_csv(out)
+        classes = ["0", "1", "2"]
+        assert list(rows) == ["sample", "class", *classes, "residual"]
+        assert list(rows["sample"]) == list(range(60))
+        assert (rows[classes].sum(axis=1) - 1).abs().max() < 1e-5
+        assert (
+            main(["evaluate", checkpoint, "--out", str(tmp_path), "--test", str(write_npz(tmp_path / "same.npz"))]) == 0
+        )
+        scores = pd.read_csv(tmp_path / "runs.csv").iloc[0]
+        accepted = rows["class"].astype(str) != "none of these"
+        assert accepted.mean() == pytest.approx(scores["rejection.coverage"])
+        assert (rows.loc[accepted, "class"].astype(str) == rows.loc[accepted, classes].idxmax(axis=1)).all()
+        right = rows[classes].idxmax(axis=1).astype(int) == make_arrays()["label"]
+        assert right.mean() == pytest.approx(scores["test.accuracy"])
+
+    def test_a_linear_head_rejects_nothing(self, words: list[str], tmp_path: Path) -> None:
+        run = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_epochs", "1"]
+        assert main(["fit", *words, *run, "--model.head", "linear"]) == 0
+        new, out = write_npz(tmp_path / "new.npz"), tmp_path / "found.csv"
+        assert main(["predict", str(tmp_path / "run" / "best.ckpt"), "--test", str(new), "--out", str(out)]) == 0
+        assert list(pd.read_csv(out)) == ["sample", "class", "0", "1", "2"]
+
+    def test_says_what_is_missing(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = ["--out", str(tmp_path / "found.csv")]
+        assert "nowhere.npz: no such file" in fails(capsys, "predict", checkpoint, "--test", "nowhere.npz", *out)
+        assert not (tmp_path / "found.csv").exists()

@@ -63,7 +63,9 @@ class TestOtherTable:
 
     def test_says_how_to_name_its_only_branch(self, tmp_path: Path) -> None:
         path = write_one(tmp_path, "other.csv")
-        with pytest.raises(DataError, match=r"other.csv: expected the file alone, or '.' where it is the root: .* got"):
+        with pytest.raises(
+            DataError, match=r"other.csv: expected other.csv alone, or '.' where it is the root: .* got"
+        ):
             read_samples(path, {"genes": "one.csv"}, label="type")
 
     def test_reads_what_both_branches_of_a_place_need(self, tmp_path: Path) -> None:
