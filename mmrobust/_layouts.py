@@ -5,8 +5,8 @@ What is sent has a fixed size, whatever a rank brings, and every rank raises the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import torch
@@ -16,11 +16,13 @@ from torch._compile import _disable_dynamo
 
 from ._checks import check_tensor
 
+T = TypeVar("T")
 _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
 _DIMENSIONS = 8  # how many are told to the other ranks
+_OPTIONS = 8  # at most so many have to be the same
 
 
 class Layout(NamedTuple):
@@ -30,6 +32,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype | None
     records: bool  # records operations for a backward pass
     differentiable: bool  # somebody there wants the gradient of the rows
+    refused: bool  # raises an error of its own
     flags: tuple[int, ...]
 
     @property
@@ -58,8 +61,8 @@ def check_ranks(
     """Raise ValueError on every rank unless rows of all of them fit together and ``same`` is the same.
 
     What :func:`exchange_layouts` does before rows are sent, at the door of a function whose collectives depend on its
-    options, or on a size that is that of rows. ``same`` has as many entries on every rank, in the same order; they are
-    told apart by their ``repr``. Nothing in one process.
+    options, or on a size that is that of rows. ``same`` has the same names on every rank, at most 8 of them, whose
+    values are told apart by their ``repr``. Nothing in one process.
     """
     if is_active():
         _check_ranks(where, name, x, differentiable, same)
@@ -68,6 +71,7 @@ def check_ranks(
 @_disable_dynamo
 def _check_ranks(where: str, name: str, x: Tensor, differentiable: bool | None, same: Mapping[str, object]) -> None:
     marks = [crc32(repr(value).encode()) for value in same.values()]
+    marks += [0] * (_OPTIONS - len(marks))
     layouts = exchange_layouts(where, name, x, *marks, differentiable=differentiable)
     for place, (option, value) in enumerate(same.items()):
         found = [layout.flags[place] for layout in layouts]
@@ -77,6 +81,20 @@ def _check_ranks(where: str, name: str, x: Tensor, differentiable: bool | None, 
                 f"{where}: expected the same {option} on all ranks, got {value!r} on rank {dist.get_rank()}; "
                 f"ranks {other} differ from rank 0"
             )
+
+
+@_disable_dynamo
+def checked_together(check: Callable[[], T], x: object) -> T:
+    """Return what ``check`` returns, which raises where arguments are wrong; then the other ranks learn of it.
+
+    They are to call :func:`check_ranks` right after their own checks. ``x`` is there for its device.
+    """
+    try:
+        return check()
+    except Exception:
+        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        _exchange([0, -1, 0, 0, 1, *[0] * (_DIMENSIONS + _OPTIONS)], device)
+        raise
 
 
 @_disable_dynamo
@@ -93,8 +111,13 @@ def exchange_layouts(
     wanted = records and (x.requires_grad if differentiable is None else differentiable)
     dtype = _DTYPES.index(x.dtype) if x.dtype in _DTYPES else -1
     sizes = [*x.shape[:_DIMENSIONS], *[0] * (_DIMENSIONS - x.dim())]
-    numbers = [x.dim(), dtype, records, wanted, *sizes, *flags]
+    numbers = [x.dim(), dtype, records, wanted, 0, *sizes, *flags]
     layouts = tuple(_layout(row) for row in _exchange(numbers, x.device))
+    refused = [rank for rank, layout in enumerate(layouts) if layout.refused]
+    if refused:
+        raise ValueError(
+            f"{where}: expected arguments that all ranks accept, refused on ranks {refused}, see there why"
+        )
     wrong = any(not 0 < len(layout.shape) <= _DIMENSIONS or layout.dtype is None for layout in layouts)
     if wrong or len({layout.fits for layout in layouts}) > 1:
         found = ", ".join(f"{layout} on rank {rank}" for rank, layout in enumerate(layouts))
@@ -133,8 +156,8 @@ def all_gather(out: Tensor, x: Tensor) -> None:
 
 
 def _layout(numbers: list[int]) -> Layout:
-    dimensions, dtype, records, differentiable, *rest = numbers
+    dimensions, dtype, records, differentiable, refused, *rest = numbers
     # More dimensions than were told: an error whose message has to show as much.
     shape = tuple(rest[: min(dimensions, _DIMENSIONS)]) + (-1,) * (dimensions > _DIMENSIONS)
     kind = None if dtype < 0 else _DTYPES[dtype]
-    return Layout(shape, kind, bool(records), bool(differentiable), tuple(rest[_DIMENSIONS:]))
+    return Layout(shape, kind, bool(records), bool(differentiable), bool(refused), tuple(rest[_DIMENSIONS:]))

@@ -16,7 +16,7 @@ from ._checks import (
     check_shape,
     check_size,
 )
-from ._layouts import check_ranks, is_active
+from ._layouts import check_ranks, checked_together, is_active
 from ._memory import all_ranks, ring_slots, unit_rows
 from ._precision import no_autocast, widen
 
@@ -193,16 +193,21 @@ class MemoryBank(nn.Module):
             ValueError: If a shape is wrong, the batch (of all processes) is larger than the bank, or what the kind of
                 bank needs is missing; with ``validate`` also if an index or a label is out of range.
         """
-        keep, *known = self._check(features, labels, index, present)
+        over_ranks = gather and is_active()
+
+        def check() -> list[Tensor]:
+            return self._check(features, labels, index, present)
+
+        keep, *known = checked_together(check, features) if over_ranks else check()
         with torch.no_grad(), no_autocast(features):
             unit, finite = unit_rows(features)
             unit, facts = unit.to(self.features.dtype), torch.stack([(keep & finite).long(), *known], dim=1)
-            if gather:
+            if over_ranks:
                 given = {"labels": labels is not None, "index": index is not None}
                 check_ranks("MemoryBank", "features", features, differentiable=False, same=given)
                 unit, facts = all_ranks(unit, facts)
             if len(unit) > self.size:
-                whose = " of all ranks together" if gather and is_active() else ""
+                whose = " of all ranks together" if over_ranks else ""
                 raise ValueError(
                     f"MemoryBank: expected a batch{whose} of at most size = {self.size} rows, got {len(unit)}"
                 )

@@ -298,12 +298,13 @@ def different_options() -> list[str]:
         lambda: sup_con_loss(x, labels, gather="ring" if rank else True),
         lambda: sup_con_loss(x, labels, gather=True, temperature=0.2 if rank else 0.1),
         lambda: sup_con_loss(x, labels, gather=True, aggregation="in" if rank else "out"),
-        lambda: sup_con_loss(x, torch.eye(4).bool() if rank else labels, gather="ring"),
+        lambda: sup_con_loss(x, torch.eye(4).bool() if rank else labels, gather=True),
         lambda: info_nce_loss(x, x, gather=True, symmetric=bool(rank)),
         lambda: nt_xent_loss(x, x, gather=True, reduction="sum" if rank else "mean"),
         lambda: nt_xent_loss(x, x, gather=True, validate=bool(rank)),
         lambda: nt_xent_loss(x, x, gather=True, validate=True, temperature=torch.tensor(0.5 + rank)),
         lambda: modality_contrastive_loss([x, x], gather=True, reduction="sum" if rank else "mean"),
+        lambda: info_nce_loss(x, x.double() if rank else x, gather=True),
     ):
         with pytest.raises(ValueError, match="expected") as caught:
             call()
@@ -313,16 +314,83 @@ def different_options() -> list[str]:
     return messages
 
 
+def refused_on_one() -> list[str]:
+    """Rank 1 finds its arguments wrong by itself; rank 0, whose are right, does not wait for it."""
+    rank, x, messages = dist.get_rank(), torch.ones(4, 3), []
+    labels, weight = torch.arange(4) % 2, torch.ones(4, requires_grad=bool(rank))
+    errors = (TypeError, ValueError, RuntimeError)
+    for call in (
+        lambda: sup_con_loss(x, labels.float() if rank else labels, gather=True),
+        lambda: sup_con_loss(x, torch.eye(4).bool() if rank else labels, gather="ring"),
+        lambda: sup_con_loss(x, labels, gather=True, impl="triton" if rank else "torch"),
+        lambda: info_nce_loss(x, x, gather=True, temperature=torch.full((1 + rank,), 0.1)),
+        lambda: info_nce_loss(x, x, gather="ring", weight=weight),
+        lambda: nt_xent_loss(x, x, gather=True, negatives=torch.ones(5, 3 + rank)),
+        lambda: nt_xent_loss(x, x, gather=True, reduction="max" if rank else "mean"),
+        lambda: modality_contrastive_loss([x, x[rank:]], gather=True),
+    ):
+        with pytest.raises(errors) as caught:
+            call()
+        messages.append(str(caught.value))
+    assert int(global_sum(torch.tensor(1))) == 2, "the ranks are no longer in step"
+    return messages
+
+
+def test_what_one_rank_refuses_is_an_error_on_all(ranks: Ranks) -> None:
+    first, second = ranks(2, refused_on_one)
+    for one, other in zip(first, second, strict=True):
+        where = one.split(":")[0]
+        assert one == f"{where}: expected arguments that all ranks accept, refused on ranks [1], see there why"
+        assert other.startswith(f"{where}: ")
+        assert "all ranks" not in other
+
+
+def without_gradients() -> list[str]:
+    rank, x = dist.get_rank(), torch.ones(4, 3, requires_grad=True)
+    fixed, temperature, messages = torch.ones(4, 3), torch.tensor(0.1, requires_grad=True), []
+    for call in (
+        lambda: sup_con_loss(x, torch.arange(4) % 2, gather=True),
+        lambda: info_nce_loss(fixed, fixed, gather="ring", temperature=temperature),
+        lambda: modality_contrastive_loss([fixed, x], gather="ring"),
+    ):
+        with torch.set_grad_enabled(not rank), pytest.raises(ValueError) as caught:
+            call()
+        messages.append(str(caught.value))
+    assert int(global_sum(torch.tensor(1))) == 2, "the ranks are no longer in step"
+    return messages
+
+
+def test_a_rank_that_records_no_gradients_is_an_error_on_all(ranks: Ranks) -> None:
+    first, second = ranks(2, without_gradients)
+    assert first == second
+    for message, name in zip(first, ("sup_con_loss", "info_nce_loss", "modality_contrastive_loss"), strict=True):
+        assert message.startswith(f"{name}: expected all ranks to record gradients")
+        assert message.endswith("got no_grad or inference_mode on ranks [1]")
+
+
 def test_ranks_with_different_options_raise_together(ranks: Ranks) -> None:
     first, second = ranks(2, different_options)
     options = ["gather", "temperature", "aggregation", "labels_per_row", "symmetric", "reduction", "validate"]
-    for one, other, name in zip(first, second, [*options, "temperature", "reduction"], strict=True):
+    options += ["temperature", "reduction", "dtypes of query and key"]
+    for one, other, name in zip(first, second, options, strict=True):
+        if name.startswith("dtypes"):
+            assert one.startswith("info_nce_loss: expected query of shape (B, ...) with sizes behind B and a dtype")
+            continue
         assert f": expected the same {name} on all ranks, got " in one
         assert f": expected the same {name} on all ranks, got " in other
     assert first[0].endswith("got True on rank 0; ranks [1] differ from rank 0")
     assert second[0].endswith("got 'ring' on rank 1; ranks [1] differ from rank 0")
     assert first[7] == second[7]
     assert first[7].endswith("got 0.5 on rank 0, 1.5 on rank 1")
+
+
+SEVERAL = torch.eye(4, 2, dtype=torch.int64)
+
+
+def keys_of(rank: int) -> dict[str, Any]:
+    """Only the second rank has extra keys, with a label that is none."""
+    keys = {"keys": torch.ones(4, 3), "key_labels": SEVERAL + 2 * torch.eye(4, 2, dtype=torch.int64)}
+    return {"gather": True, **(keys if rank else {})}
 
 
 def not_finite(gather: bool | str) -> list[str]:
@@ -335,6 +403,10 @@ def not_finite(gather: bool | str) -> list[str]:
         lambda: nt_xent_loss(torch.ones(4, 3), torch.ones(4, 3), temperature=wrong, gather=gather, validate=True),
         lambda: modality_contrastive_loss([torch.ones(4, 3), x], gather=gather, validate=True),
         lambda: sup_con_loss(torch.ones(4, 3), torch.arange(4), weight=x[:, 0], gather=gather, validate=True),
+        *(
+            [lambda: sup_con_loss(torch.ones(4, 3), SEVERAL, **keys_of(dist.get_rank()), validate=True)]
+            * (gather is True)
+        ),
     ):
         with pytest.raises(ValueError, match="expected") as caught:
             call()
@@ -352,6 +424,8 @@ def test_validation_raises_on_every_rank(ranks: Ranks, gather: bool | str) -> No
     assert first[2].endswith("temperature in (0.0, inf), got -1.0 on rank 1")
     assert first[3].endswith("expected features to be finite, row 2 on rank 1 is not")
     assert first[4].endswith("expected weight to be finite and at least 0, row 2 on rank 1 is not")
+    if gather is True:
+        assert first[5].endswith("expected key_labels to be 0 or 1, row 0 on rank 1 is not")
 
 
 def checkpointed(gather: bool | str, whole: Data) -> None:

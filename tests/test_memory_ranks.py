@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmrobust import MemoryBank
+from mmrobust.distributed import global_sum
 from tests.ranks import Ranks, part
 from tests.test_memory import KINDS, D, S, assert_same, batch
 
@@ -76,17 +77,27 @@ def disagree() -> list[str]:
     for call in (
         lambda: bank_of("queue").update(torch.ones(2, D, dtype=torch.float64 if rank else torch.float32), gather=True),
         lambda: bank_of("queue").update(torch.ones(2, D), torch.ones(2).long() if rank else None, gather=True),
+        lambda: MemoryBank(9, D, kind="instance").update(
+            torch.ones(2, D), index=torch.arange(2) if rank else None, gather=True
+        ),
+        lambda: MemoryBank(9, D, num_classes=3).update(
+            torch.ones(2, D), torch.ones(2).long() if rank else None, gather=True
+        ),
     ):
         with pytest.raises(ValueError) as caught:
             call()
         messages.append(str(caught.value))
+    assert int(global_sum(torch.tensor(1))) == 2, "the ranks are no longer in step"
     return messages
 
 
 def test_ranks_that_disagree_raise_together(ranks: Ranks) -> None:
-    (dtype, labels), _ = ranks(2, disagree)
+    (dtype, labels, *own), (_, _, *others) = ranks(2, disagree)
     assert dtype.startswith("MemoryBank: expected features of shape (B, ...) with sizes behind B and a dtype")
     assert labels.startswith("MemoryBank: expected the same labels on all ranks, got ")
+    assert own[0].startswith("MemoryBank: expected index, ")
+    assert own[1].startswith("MemoryBank: expected labels, ")
+    assert set(others) == {"MemoryBank: expected arguments that all ranks accept, refused on ranks [0], see there why"}
 
 
 def test_gather_in_one_process_is_nothing() -> None:

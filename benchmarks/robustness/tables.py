@@ -256,7 +256,8 @@ def write_difference(summary: Summary) -> str:
     if math.isnan(summary.mean):
         return NOTHING
     cell = f"{summary.mean:+.3f}{_interval(summary, '+.3f')}"
-    excludes_zero = summary.low > 0 or summary.high < 0
+    # Of runs that are all the same, as those of a method without chance, the interval says nothing.
+    excludes_zero = (summary.low > 0 or summary.high < 0) and summary.low < summary.high
     return f"**{cell}**" if excludes_zero and summary.clusters >= MIN_CLUSTERS else cell
 
 

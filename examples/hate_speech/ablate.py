@@ -115,7 +115,8 @@ def plan(given: argparse.Namespace, overrides: Sequence[str]) -> tuple[list[Hate
         cli = HateCLI([*first, *overrides], build=False, trainer={"enable_progress_bar": False})
         if name != "tfidf" and not cli.config.data.frozen:
             raise ValueError(f"ablate: --baselines: expected data.frozen: true with {name}, which needs token states")
-        jobs += _jobs(name, fingerprint(cli, name), cli, given, classical=name)
+        encoder = "" if name == "tfidf" else next(iter(kept.values())).encoder.fingerprint
+        jobs += _jobs(name, fingerprint(cli, name, encoder), cli, given, classical=name)
     assert data is not None
     return jobs, data
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -180,8 +181,8 @@ def read_list(path: Path) -> Lexicon:
 
 
 def plain_word(word: str) -> str:
-    """Leave the letters and digits of a word, in lower case."""
-    return "".join(letter for letter in word.lower() if letter.isalnum())
+    """Leave the letters and digits of a word, in lower case, without accents and in their usual width."""
+    return "".join(letter for letter in normalize("NFKD", word.lower()) if letter.isalnum())
 
 
 def hidden_words(post: Post, words: Sequence[Range], listed: Lexicon, *, rationale: bool) -> np.ndarray:

@@ -179,7 +179,8 @@ class TwoBranchPrototypeClassifier(nn.Module):
     ) -> PrototypeLossOutput:
         """Return the training loss with ``labels (B,)`` in [0, C); ``keys``: more keys of a memory bank.
 
-        Samples without any branch leave every mean; of none the loss is 0.
+        Samples without any branch leave the means of cross entropy and SupCon, and their labels are not read; over
+        no sample these are 0.
 
         Raises:
             TypeError: If a dtype is wrong.
@@ -209,7 +210,7 @@ class TwoBranchPrototypeClassifier(nn.Module):
 
     def _classification(self, output: PrototypeClassifierOutput, labels: Tensor) -> Tensor:
         known = output.present.any(1)
-        losses = F.cross_entropy(widen(output.logits), labels.long(), reduction="none")
+        losses = F.cross_entropy(widen(output.logits), torch.where(known, labels.long(), 0), reduction="none")
         return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
     def _attended(self, hidden: list[Tensor], present: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_floating, check_integers, check_option, check_range, check_shape, check_size
 from .._precision import no_autocast, widen
-from .._similarity.units import normalise
+from .._similarity.units import NO_DIRECTION, wide_dtype
 from .functional import orthonormality_penalty, subspace_residual, subspace_separation
 
 Orthogonality = Literal["penalty", "exact"]
@@ -128,12 +128,9 @@ class SubspacePrototypeClassifier(nn.Module):
         if not self.normalize:
             return subspace_residual(x, self.basis, precise=self.precise)
         with no_autocast(x):
-            unit, _ = normalise(x)
-            found = subspace_residual(
-                unit if self.precise else unit.to(widen(x).dtype), self.basis, precise=self.precise
-            )
-            found = torch.where(unit.any(1, keepdim=True), found, 1.0)
-            return found.to(torch.promote_types(widen(x).dtype, widen(self.weight).dtype))
+            unit, known = _unit_rows(x.to(wide_dtype(x)) if self.precise else widen(x))
+            found = subspace_residual(unit, self.basis, precise=self.precise)
+            return torch.where(known, found, 1.0).to(torch.promote_types(widen(x).dtype, widen(self.weight).dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of ``x (B, D)``, float32 (float64 for float64).
@@ -163,7 +160,8 @@ class SubspacePrototypeClassifier(nn.Module):
             labels: Integer tensor ``(B,)``: only rows that are classified rightly count, so that 1 - ``accept`` is
                 the share of them that is rejected in vain (false rejections). ``None``: all rows count, so that
                 ``accept`` is the coverage.
-            accept: Share of the counted rows to accept at least, in (0, 1]. Rows with NaN or Inf never count.
+            accept: Share of the counted rows to accept at least, in (0, 1]. Rows with NaN or Inf never count. It holds
+                for the module as it is: fit after ``.half()``, which moves residuals.
 
         Returns:
             The threshold, which is kept (and saved) as the buffer ``threshold``: the residual of a row, rounded up to
@@ -205,3 +203,13 @@ class SubspacePrototypeClassifier(nn.Module):
         residual, nearest = self.residuals(x).min(1)
         limit = self.threshold if threshold is None else threshold
         return SubspacePrediction(torch.where(residual <= limit, nearest, -1), residual)
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of length one, zero where there is no direction, and which have one ``(B, 1)``; NaN stays NaN."""
+    # By the largest entry first: the squares of 1e30 do not fit into float32. A direction does not depend on it.
+    scale = x.detach().abs().amax(1, keepdim=True)
+    scaled = x / torch.where(scale > 0, scale, 1.0)
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    known = ~(norm * scale <= NO_DIRECTION)
+    return torch.where(known, scaled, 0.0) / torch.where(known, norm, 1.0), known

@@ -130,3 +130,7 @@ def test_real_posts(mmrobust_data: Path) -> None:
     assert all(found.hides(word + "s") for word in offensive if found.hides(word) and len(word) > 3)
     assert sum(found.hides(word) for word, _ in normal.most_common(2000)) < 100
     assert sum(normal[word] for word in normal if found.hides(word)) < 0.03 * sum(normal.values())
+
+
+def test_accents_and_wide_letters_are_no_disguise() -> None:
+    assert [plain(word) for word in ("\uff4b\u00e9lp", "K\u00c8LP!", "k-e-l-p")] == ["kelp"] * 3

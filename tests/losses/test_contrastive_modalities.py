@@ -95,3 +95,25 @@ def test_training_pulls_pairs_together() -> None:
     units = F.normalize(x.detach(), dim=-1)
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert torch.equal((units[:, a] @ units[:, b].T).argmax(1), torch.arange(8))
+
+
+def test_pairs_whose_rows_weigh_nothing_leave_the_mean() -> None:
+    x, weight = _normal(6, 3, 5), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    present = torch.tensor([[1, 1, 0]] * 3 + [[0, 1, 1]] * 3, dtype=torch.bool)
+    got = modality_contrastive_loss(x, present, weight=weight)
+    torch.testing.assert_close(got, modality_contrastive_loss(x[:3], present[:3]))
+
+
+def test_weights_of_samples_with_one_modality_are_not_read() -> None:
+    x, weight = _normal(4, 2, 5), torch.tensor([1.0, float("nan"), 1.0, 2.0], dtype=torch.float64)
+    present = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
+    assert modality_contrastive_loss(x, present, weight=weight, validate=True).isfinite()
+
+
+def test_what_is_compared_can_be_had() -> None:
+    torch.manual_seed(0)
+    module, x = ModalityContrastiveLoss(6, 3, 4, 0.2), torch.randn(5, 3, 6)
+    present = torch.rand(5, 3) < 0.7
+    projected = module.project(x, present)
+    assert projected.shape == (5, 3, 4)
+    torch.testing.assert_close(module(x, present), modality_contrastive_loss(projected, present, temperature=0.2))

@@ -231,7 +231,7 @@ def modality_contrastive_loss(
             spread = np.zeros(size, of_rows.dtype)
             spread[both] = of_rows
             rows.append(spread)
-            if both:
+            if both and (share is None or np.real(share.sum()) > 0):
                 losses.append(info_nce_loss(x[both, a], x[both, b], temperature=temperature, weight=share))
     if reduction == "none":
         return np.array(rows)

@@ -41,8 +41,9 @@ def check_together(where: str, positives: Tensor | None, ignore_index: int | Non
     """Raise where an argument would be left unread: ``extra`` are keys and what describes them."""
     if positives is not None and ignore_index is not None:
         raise ValueError(f"{where}: expected no ignore_index with positives, got {ignore_index}")
-    if extra["keys"] is None and any(x is not None for x in extra.values()):
-        raise ValueError(f"{where}: expected keys with key_labels, key_present and key_excluded, got none")
+    for name, x in extra.items():
+        if extra["keys"] is None and x is not None:
+            raise ValueError(f"{where}: expected keys with {name}, got none")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         raise TypeError(f"{where}: expected ignore_index to be an integer, got {type(ignore_index).__name__}")
 
@@ -86,7 +87,6 @@ def checked_masks(
     batch: Batch,
     extra: Batch | None,
     gather: Gather,
-    *,
     positives: Tensor | None,
     excluded: Tensor | None,
     key_excluded: Tensor | None,
@@ -134,9 +134,9 @@ def supervised_values(
     key_labels: Tensor | None,
 ) -> Values:
     """Return what ``validate`` looks at; labels as they were given, before they became numbers."""
-    several = {}
+    several: dict[str, Tensor | None] = {}
     for name, rows, given in (("labels", batch, labels), ("key_labels", extra, key_labels)):
-        if rows is not None and given is not None and given.dim() == 2:
-            several[name] = zero_missing(given, rows.valid)
+        there = rows is not None and given is not None and given.dim() == 2
+        several[name] = zero_missing(given, rows.valid) if there else None  # type: ignore[arg-type, union-attr]
     rows_of = {"features": batch.x, "keys": None if extra is None else extra.x}
     return Values(rows_of, temperature, None if weight is None else zero_missing(weight, batch.valid), several)

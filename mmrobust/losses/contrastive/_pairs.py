@@ -31,7 +31,7 @@ from ._shared import (
     split_units,
     units_of,
 )
-from ._validation import Values, check_gather, check_values
+from ._validation import Values, check_gather, check_values, checked
 
 
 class PairOptions(TypedDict, total=False):
@@ -106,7 +106,6 @@ class Pairs(NamedTuple):
         if self.extra_excluded is None:
             other = row_logsumexp(queries, extra, value, key_valid=self.extra_valid, least=least, impl=self.impl)
         else:
-            need_torch(self.where, self.impl, "negatives_excluded")
             excluded = self.extra_excluded.repeat(queries.u.shape[0] // max(self.size, 1), 1)
             other = masked_logsumexp(queries, extra, value, self.extra_valid, excluded)
         return torch.logaddexp(rows, other)
@@ -115,7 +114,6 @@ class Pairs(NamedTuple):
         """Return the logsumexp of the own rows over the other rows of all ranks, without themselves if ``own_pair``."""
         value, least = self.temperature
         if self.gather == "ring":
-            need_torch(self.where, self.impl, "gather='ring'")
             return ring_logsumexp(own, other, value, key_valid=valid, skip_own=own_pair, least=least)
         every, valid, offset = gather_units(other, valid)
         skip = offset if own_pair else None
@@ -134,6 +132,25 @@ def checked_pairs(
     where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options, symmetric: bool = True
 ) -> Pairs:
     """Check all arguments and return the pairs, what is absent zero."""
+    gather, (name, x), (other, y) = options.gather, first, second
+    pairs = checked(lambda: _checked_pairs(where, first, second, options), x, gather)
+    if gather or options.validate:
+        found = dict(zip((name, other, "negatives"), (*pairs.parts, None), strict=False))
+        weight = None if options.weight is None else zero_missing(options.weight, pairs.valid)
+        values = Values(found, options.temperature, weight)
+        agree: dict[str, object] = {
+            "reduction": options.reduction,
+            "symmetric": symmetric,
+            "validate": options.validate,
+        }
+        agree |= {"impl": pairs.impl, f"dtypes of {name} and {other}": (x.dtype, y.dtype)}
+        check_gather(where, (name, pairs.parts[0]), values, gather, **agree)
+        if options.validate:
+            check_values(where, values, gather)
+    return pairs
+
+
+def _checked_pairs(where: str, first: tuple[str, Tensor], second: tuple[str, Tensor], options: Options) -> Pairs:
     (name, x), (other, y) = first, second
     check_choices(where, options.reduction, options.gather, options.impl)
     check_floating(where, name, x)
@@ -142,21 +159,16 @@ def checked_pairs(
     check_shape(where, other, y, B=x.shape[0], D=x.shape[1])
     check_weight(where, options.weight, x.shape[0], options.gather)
     valid = as_mask(where, "present", options.present, B=x.shape[0])
-    dtype = torch.promote_types(x.dtype, y.dtype)
+    dtype, impl = torch.promote_types(x.dtype, y.dtype), resolve(where, options.impl, x)
     parts = [zero_missing(part, valid).to(dtype) for part in (x, y)]
     extra, extra_valid, excluded = _checked_negatives(where, parts[0], options)
-    parts += extra
-    if options.gather or options.validate:
-        found = dict(zip((name, other, "negatives"), (*parts, None), strict=False))
-        weight = None if options.weight is None else zero_missing(options.weight, valid)
-        values = Values(found, options.temperature, weight)
-        agree = {"reduction": options.reduction, "symmetric": symmetric, "validate": options.validate}
-        check_gather(where, (name, parts[0]), values, options.gather, **agree)
-        if options.validate:
-            check_values(where, values, options.gather)
+    if excluded is not None:
+        need_torch(where, impl, "negatives_excluded")
+    if options.gather == "ring":
+        need_torch(where, impl, "gather='ring'")
     return Pairs(
         where,
-        parts,
+        parts + extra,
         x.shape[0],
         valid,
         extra_valid,
@@ -164,7 +176,7 @@ def checked_pairs(
         as_temperature(where, options.temperature, parts[0]),
         options.reduction,
         options.gather,
-        resolve(where, options.impl, x),
+        impl,
     )
 
 

@@ -99,6 +99,29 @@ def compare(batch: Batch, extra: Batch | None, masks: Masks, rule: Rule) -> Cont
     return ContrastiveOutput(dense_rows(every.x, value, positive, count, weight, left_out, inside), anchors)
 
 
+def check_possible(where: str, batch: Batch, masks: Masks, rule: Rule) -> None:
+    """Raise where kernels were asked for that there are not, or a ring for what class sums cannot express."""
+    by_class = _is_by_class(batch, masks, rule)
+    if not by_class:
+        need_torch(where, rule.impl, "several labels per row, masks of pairs and aggregation='in'")
+    if masks.key_excluded is not None:
+        need_torch(where, rule.impl, "key_excluded")
+    if rule.gather == "ring":
+        need_torch(where, rule.impl, "gather='ring'")
+        if not by_class:
+            several = batch.labels is not None and batch.labels.dim() == 2
+            found = f"aggregation={rule.aggregation!r}" + (" and several labels per row" if several else "")
+            raise ValueError(
+                f"{where}: expected one label per row and aggregation='out' with gather='ring', got {found}"
+            )
+
+
+def _is_by_class(batch: Batch, masks: Masks, rule: Rule) -> bool:
+    """Return whether sums over classes give the positives."""
+    one_label = batch.labels is not None and batch.labels.dim() == 1
+    return one_label and masks.excluded is None and rule.aggregation == "out"
+
+
 def _counted(count: Tensor, valid: Tensor | None, rule: Rule) -> Tensor:
     """Return the rows the loss is the mean of."""
     counted = count > 0 if rule.without_positives == "skip" else torch.ones_like(count, dtype=torch.bool)
@@ -110,23 +133,11 @@ def _row_losses(batch: Batch, every: Batch, extra: Batch | None, masks: Masks, r
     units = rounded(units_of(every.x, rule.gather), rule.impl)
     keys = Keys(units, every.labels, every.valid)
     own, further = (keys, None) if extra is None else keys.split(batch.x.shape[0], extra)
-    one_label = batch.labels is not None and batch.labels.dim() == 1
-    by_class = one_label and masks.excluded is None and rule.aggregation == "out"
-    if not by_class:
-        need_torch("sup_con_loss", rule.impl, "several labels per row, masks of pairs and aggregation='in'")
-    if masks.key_excluded is not None:
-        need_torch("sup_con_loss", rule.impl, "key_excluded")
     if rule.gather == "ring":
-        need_torch("sup_con_loss", rule.impl, "gather='ring'")
-        if not by_class:
-            found = f"aggregation={rule.aggregation!r}" + ("" if one_label else " and several labels per row")
-            raise ValueError(
-                f"sup_con_loss: expected one label per row and aggregation='out' with gather='ring', got {found}"
-            )
         logsumexp, energy, count = _ring(own, rule)
     else:
         keys, skip = _gathered(own) if rule.gather else (own, 0)
-        if not by_class:
+        if not _is_by_class(batch, masks, rule):
             keys = keys if further is None else _joined_keys(keys, further)
             return _pair_by_pair(own, keys, masks, skip, rule)
         logsumexp, energy, count = _by_class(own, keys, skip, rule)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from ..._layouts import check_ranks, exchange_numbers, is_active
+from ..._layouts import check_ranks, checked_together, exchange_numbers, is_active
 from ._shared import Gather
+
+T = TypeVar("T")
 
 
 class Values(NamedTuple):
-    """The arguments whose values can be wrong; what is None is not there, and absent rows are zeros by now."""
+    """The arguments whose values can be wrong, the same ones on all ranks, None = not given; absent rows are zeros."""
 
     rows: Mapping[str, Tensor | None]  # (B, ..., D)
     temperature: float | Tensor
     weight: Tensor | None = None  # (B,)
-    several: Mapping[str, Tensor] = {}  # labels (B, C), several per row
+    several: Mapping[str, Tensor | None] = {}  # labels (B, C), several per row
 
     def first_fault(self) -> tuple[int, int]:
         """Return the place, among those of :meth:`expected`, and the row of the first wrong value; -1 without."""
         wrong = [None if x is None else ~x.isfinite().flatten(1).all(1) for x in self.rows.values()]
         wrong.append(None if self.weight is None else ~(self.weight.isfinite() & (self.weight >= 0)))
-        wrong += [((x != 0) & (x != 1)).any(1) for x in self.several.values()]
+        wrong += [None if x is None else ((x != 0) & (x != 1)).any(1) for x in self.several.values()]
         for place, rows in enumerate(wrong):
             if rows is not None and rows.any():
                 return place, int(rows.nonzero()[0])
@@ -50,7 +53,7 @@ def check_values(where: str, values: Values, gather: Gather) -> None:
         if place >= 0:
             name, allowed = values.expected()[int(place)]
             raise ValueError(f"{where}: expected {name} to be {allowed}, row {int(row)}{at} is not")
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"{where}: expected temperature in (0.0, inf), got {temperature}{at}")
         if temperature != every[0][2]:
             raise ValueError(
@@ -58,10 +61,16 @@ def check_values(where: str, values: Values, gather: Gather) -> None:
             )
 
 
+def checked(check: Callable[[], T], x: object, gather: object) -> T:
+    """Return what ``check`` returns, the arguments that are right; with ``gather`` the other ranks learn of errors."""
+    return checked_together(check, x) if gather and is_active() else check()
+
+
 def check_gather(where: str, first: tuple[str, Tensor], values: Values, gather: Gather, **same: object) -> None:
     """Raise ValueError on every rank unless rows, ``gather``, temperature and ``same`` fit together.
 
-    ``first`` names rows that are representative of all. Temperatures that are tensors are left to ``validate``.
+    ``first`` names rows that are representative of all. Temperatures that are tensors are left to ``validate``. What
+    one rank alone finds wrong before, in :func:`checked`, is an error here.
     """
     if gather:
         wanting = [*values.rows.values(), values.temperature]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ from ..._checks import as_mask, check_shape, check_size, stack_modalities
 from ..._layouts import world_size
 from ..._precision import no_autocast, widen
 from ..._similarity.dense import dense_pairs, is_small
-from ..._similarity.implementation import resolve
-from ..._similarity.pairs import both_logsumexp
+from ..._similarity.implementation import need_torch, resolve, rounded
+from ..._similarity.pairs import both_logsumexp, row_logsumexp
 from ..._similarity.positives import partner_energy
+from ..._similarity.ring import ring_logsumexp
 from ..._similarity.units import Units, centred_units
 from ...distributed import global_sum
 from ...masking import zero_missing
+from ._sets import Sets, gather_sets
 from ._shared import (
     Gather,
     Impl,
@@ -28,9 +31,9 @@ from ._shared import (
     as_temperature,
     check_choices,
     check_weight,
+    units_of,
 )
-from ._validation import Values, check_gather, check_values
-from .info_nce import info_nce_loss
+from ._validation import Values, check_gather, check_values, checked
 
 
 def modality_contrastive_loss(
@@ -85,66 +88,67 @@ def modality_contrastive_loss(
         tensor(0.)
     """
     where = "modality_contrastive_loss"
-    check_choices(where, reduction, gather, impl)
-    x = stack_modalities(where, "features", features)
-    chosen = as_temperature(where, temperature, x)
-    keep = as_mask(where, "present", present, B=x.shape[0], M=x.shape[1])
-    check_weight(where, weight, x.shape[0], gather)
-    x = zero_missing(x, keep)
+
+    def check() -> tuple[Tensor, Tensor | None, Temperature, str]:
+        check_choices(where, reduction, gather, impl)
+        x = stack_modalities(where, "features", features)
+        keep = as_mask(where, "present", present, B=x.shape[0], M=x.shape[1])
+        check_weight(where, weight, x.shape[0], gather)
+        resolved = resolve(where, impl, x)
+        if gather == "ring":
+            need_torch(where, resolved, "gather='ring'")
+        return zero_missing(x, keep), keep, as_temperature(where, temperature, x), resolved
+
+    like = features if isinstance(features, Tensor) else next(iter(features), None)
+    x, keep, chosen, resolved = checked(check, like, gather)
     if gather or validate:
-        some = None if keep is None else keep.any(1)
-        values = Values({"features": x}, temperature, None if weight is None else zero_missing(weight, some))
-        check_gather(where, ("features", x), values, gather, reduction=reduction, validate=validate)
+        compared = None if keep is None else keep.sum(1) > 1
+        values = Values({"features": x}, temperature, None if weight is None else zero_missing(weight, compared))
+        check_gather(where, ("features", x), values, gather, reduction=reduction, validate=validate, impl=resolved)
         if validate:
             check_values(where, values, gather)
-    first, second = torch.triu_indices(x.shape[1], x.shape[1], 1, device=x.device)
     with no_autocast(x):
-        valid = None if keep is None else (keep[:, first] & keep[:, second]).T
-        share = _shares(valid, weight, (len(first), x.shape[0]), chosen.value, reduction, gather)
-        x = x.transpose(0, 1)
-        resolved = resolve(where, impl, x)
-        if not len(first):
-            return _without_pairs(x, chosen.value, reduction)
-        one_by_one = bool(gather) or resolved != "torch"
-        if not one_by_one and reduction != "none" and is_small(x.shape[1], x.shape[1], batch=len(first)):
-            return dense_pairs(x, first, second, chosen.value, valid, share, symmetric=True)
-        if one_by_one:
-            losses = _pair_by_pair(x, valid, chosen.value, gather, impl)
-        else:
-            losses = _row_losses(x, first, second, chosen, valid)
-        losses = (losses if valid is None else torch.where(valid, losses, 0.0)) * share
-        return losses if reduction == "none" else losses.sum()
+        how = _How(chosen, reduction, gather, resolved)
+        return _loss(x.transpose(0, 1), None if keep is None else keep.T, weight, how)
 
 
-def _without_pairs(x: Tensor, temperature: Tensor, reduction: Reduction) -> Tensor:
-    """Return the loss of one modality: attached to the graph, and reads nothing."""
-    nothing = widen(x[:0]).sum(-1) + 0.0 * temperature
-    return nothing if reduction == "none" else nothing.sum()
+class _How(NamedTuple):
+    temperature: Temperature
+    reduction: Reduction
+    gather: Gather
+    impl: str
 
 
-def _shares(
-    valid: Tensor | None,
-    weight: Tensor | None,
-    shape: tuple[int, int],
-    like: Tensor,
-    reduction: Reduction,
-    gather: Gather,
-) -> Tensor:
+def _loss(x: Tensor, keep: Tensor | None, weight: Tensor | None, how: _How) -> Tensor:
+    """Return the loss of ``x (M, B, D)``, of which ``keep (M, B)`` is there."""
+    value = how.temperature.value
+    first, second = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
+    if not len(first):  # attached to the graph, and reads nothing
+        nothing = widen(x[:0]).sum(-1) + 0.0 * value
+        return nothing if how.reduction == "none" else nothing.sum()
+    valid = None if keep is None else keep[first] & keep[second]
+    share = _shares(valid, weight, (len(first), x.shape[1]), value, how)
+    one_by_one = bool(how.gather) or how.impl != "torch"
+    if not one_by_one and how.reduction != "none" and is_small(x.shape[1], x.shape[1], batch=len(first)):
+        return dense_pairs(x, first, second, value, valid, share, symmetric=True)
+    losses = _pair_by_pair(x, keep, how) if one_by_one else _row_losses(x, first, second, how.temperature, valid)
+    losses = (losses if valid is None else torch.where(valid, losses, 0.0)) * share
+    return losses if how.reduction == "none" else losses.sum()
+
+
+def _shares(valid: Tensor | None, weight: Tensor | None, shape: tuple[int, int], like: Tensor, how: _How) -> Tensor:
     """Return the weight ``(P, B)`` of each row in a mean over its pair, and of pairs that have a row anywhere."""
-    if valid is None and weight is None and reduction == "mean" and not gather:
+    if valid is None and weight is None and how.reduction == "mean" and not how.gather:
         return like.new_full(shape, 1 / max(math.prod(shape), 1))
     share = like.new_ones(shape) if weight is None else weight.to(like.dtype).expand(shape)
     share = share if valid is None else torch.where(valid, share, 0.0)
-    if reduction != "mean":
+    if how.reduction != "mean":
         return share
-    amount, rows = share.detach().sum(1), (share.new_ones(shape) if valid is None else valid.to(share.dtype)).sum(1)
-    if gather:
-        amount, rows = global_sum(torch.stack([amount, rows])).unbind()
-        share = share * world_size()
-    else:
-        amount = share.sum(1)
-    amount = torch.where(amount > 0, amount, 1.0)
-    return share / amount.unsqueeze(1) / (rows > 0).sum().clamp(min=1)
+    amount = share.sum(1)
+    if how.gather:
+        amount, share = global_sum(amount), share * world_size()
+    there = amount > 0
+    return share / torch.where(there, amount, 1.0).unsqueeze(1) / there.sum().clamp(min=1)
 
 
 def _row_losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperature, valid: Tensor | None) -> Tensor:
@@ -156,20 +160,27 @@ def _row_losses(x: Tensor, first: Tensor, second: Tensor, temperature: Temperatu
     return (rows + columns) / 2 - partner_energy(queries, keys) / value
 
 
-def _pair_by_pair(x: Tensor, valid: Tensor | None, temperature: Tensor, gather: Gather, impl: Impl) -> Tensor:
+def _pair_by_pair(x: Tensor, keep: Tensor | None, how: _How) -> Tensor:
     """Return the same one pair after the other: kernels and ranks know two sets."""
-    pairs = combinations(range(len(x)), 2)
-    losses = [
-        info_nce_loss(
-            *(x[a], x[b]),
-            temperature=temperature,
-            present=None if valid is None else valid[place],
-            reduction="none",
-            gather=gather,
-            impl=impl,
-        )
-        for place, (a, b) in enumerate(pairs)
-    ]
+    (value, least), flat = how.temperature, x.flatten(0, 1)
+    units = rounded(units_of(flat, how.gather), how.impl)
+    own = Sets(Units(units.u.view(x.shape), units.lost.view(x.shape[:2])), keep)
+    every = gather_sets(own) if how.gather is True else own
+    losses = []
+    for a, b in combinations(range(len(x)), 2):
+        queries, keys, valid = own.of(a), own.of(b), own.both(a, b)
+        if how.gather == "ring":
+            rows = ring_logsumexp(queries, keys, value, key_valid=valid, least=least)
+            columns = ring_logsumexp(keys, queries, value, key_valid=valid, least=least)
+        elif how.gather:
+            there = every.both(a, b)
+            rows = row_logsumexp(queries, every.of(b), value, key_valid=there, least=least, impl=how.impl)
+            columns = row_logsumexp(keys, every.of(a), value, key_valid=there, least=least, impl=how.impl)
+        else:
+            rows, columns = both_logsumexp(
+                queries, keys, value, query_valid=valid, key_valid=valid, least=least, impl=how.impl
+            )
+        losses.append((rows + columns) / 2 - partner_energy(queries, keys) / value)
     return torch.stack(losses)
 
 

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from ..._checks import check_option
 from ..._precision import no_autocast
 from ..._similarity.implementation import resolve
-from ._batch import check_together, checked_masks, checked_rows, supervised_values
+from ._batch import Batch, Masks, check_together, checked_masks, checked_rows, supervised_values
 from ._shared import (
     ContrastiveOutput,
     Gather,
@@ -21,8 +21,8 @@ from ._shared import (
     check_choices,
     check_weight,
 )
-from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, compare
-from ._validation import check_gather, check_values
+from ._supervised import Aggregation, Rule, SupConOptions, WithoutPositives, check_possible, compare
+from ._validation import check_gather, check_values, checked
 
 
 @overload
@@ -123,35 +123,32 @@ def sup_con_loss(
         tensor(0.)
     """
     where = "sup_con_loss"
-    check_choices(where, reduction, gather, impl)
-    check_option(where, "aggregation", aggregation, ("out", "in"))
-    check_option(where, "without_positives", without_positives, ("skip", "zero"))
-    extras = {"keys": keys, "key_labels": key_labels, "key_present": key_present, "key_excluded": key_excluded}
-    check_together(where, positives, ignore_index, **extras)
-    batch = checked_rows(where, features, labels, present, ignore_index, "")
-    extra = None if keys is None else checked_rows(where, keys, key_labels, key_present, ignore_index, "key_")
-    masks = checked_masks(
-        where, batch, extra, gather, positives=positives, excluded=excluded, key_excluded=key_excluded
-    )
-    check_weight(where, weight, features.shape[0], gather)
+
+    def check() -> tuple[Batch, Batch | None, Masks, Rule]:
+        check_choices(where, reduction, gather, impl)
+        check_option(where, "aggregation", aggregation, ("out", "in"))
+        check_option(where, "without_positives", without_positives, ("skip", "zero"))
+        extras = {"keys": keys, "key_labels": key_labels, "key_present": key_present, "key_excluded": key_excluded}
+        check_together(where, positives, ignore_index, **extras)
+        batch = checked_rows(where, features, labels, present, ignore_index, "")
+        extra = None if keys is None else checked_rows(where, keys, key_labels, key_present, ignore_index, "key_")
+        masks = checked_masks(where, batch, extra, gather, positives, excluded, key_excluded)
+        check_weight(where, weight, features.shape[0], gather)
+        resolved = resolve(where, impl, features)
+        chosen = as_temperature(where, temperature, features)
+        rule = Rule(chosen, aggregation, without_positives, weight, reduction, gather, resolved)
+        check_possible(where, batch, masks, rule)
+        return batch, extra, masks, rule
+
+    batch, extra, masks, rule = checked(check, features, gather)
     if gather or validate:
         values = supervised_values(batch, extra, temperature, weight, labels, key_labels)
-        check_gather(
-            where,
-            ("features", batch.x),
-            values,
-            gather,
-            aggregation=aggregation,
-            without_positives=without_positives,
-            reduction=reduction,
-            validate=validate,
-            labels_per_row=None if labels is None else tuple(labels.shape[1:]),
-        )
+        agree = {"aggregation": aggregation, "without_positives": without_positives, "reduction": reduction}
+        more = {"labels_per_row": None if labels is None else tuple(labels.shape[1:]), "impl": rule.impl}
+        check_gather(where, ("features", batch.x), values, gather, validate=validate, **agree, **more)
         if validate:
             check_values(where, values, gather)
     with no_autocast(features):
-        chosen, resolved = as_temperature(where, temperature, features), resolve(where, impl, features)
-        rule = Rule(chosen, aggregation, without_positives, weight, reduction, gather, resolved)
         output = compare(batch, extra, masks, rule)
     return output if return_anchors else output.loss
 
