@@ -122,7 +122,8 @@ def difference_table(
 ) -> str:
     """Write one line per configuration: mean paired difference to the reference [bootstrap interval].
 
-    Runs are paired by seed and fold. An interval of at least 5 clusters that excludes zero is set in bold.
+    Runs are paired by seed and fold. An interval of at least 5 clusters that excludes zero is set in bold, unless all
+    differences are the same.
 
     Args:
         frame: rows of runs of one data set.
@@ -257,7 +258,7 @@ def write_difference(summary: Summary) -> str:
         return NOTHING
     cell = f"{summary.mean:+.3f}{_interval(summary, '+.3f')}"
     # Of runs that are all the same, as those of a method without chance, the interval says nothing.
-    excludes_zero = (summary.low > 0 or summary.high < 0) and summary.low < summary.high
+    excludes_zero = (summary.low > 0 or summary.high < 0) and summary.high - summary.low > 1e-9
     return f"**{cell}**" if excludes_zero and summary.clusters >= MIN_CLUSTERS else cell
 
 

@@ -273,7 +273,7 @@ ROWS = (
             build_wrong(
                 "positives",
                 lambda: sup_con_loss(torch.ones(2, 3), positives=torch.eye(3).bool()),
-                "(B, K) = (2, 2)",
+                "(B, B + K) = (2, 2)",
                 "(3, 3)",
             ),
             build_wrong(
