@@ -122,8 +122,7 @@ def difference_table(
 ) -> str:
     """Write one line per configuration: mean paired difference to the reference [bootstrap interval].
 
-    Runs are paired by seed and fold. An interval of at least 5 clusters that excludes zero is set in bold, unless all
-    differences are the same.
+    Runs are paired by seed and fold. An interval of at least 5 clusters that excludes zero is set in bold.
 
     Args:
         frame: rows of runs of one data set.
@@ -257,8 +256,7 @@ def write_difference(summary: Summary) -> str:
     if math.isnan(summary.mean):
         return NOTHING
     cell = f"{summary.mean:+.3f}{_interval(summary, '+.3f')}"
-    # Of runs that are all the same, as those of a method without chance, the interval says nothing.
-    excludes_zero = (summary.low > 0 or summary.high < 0) and summary.high - summary.low > 1e-9
+    excludes_zero = summary.low > 0 or summary.high < 0
     return f"**{cell}**" if excludes_zero and summary.clusters >= MIN_CLUSTERS else cell
 
 

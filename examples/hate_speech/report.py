@@ -20,6 +20,7 @@ from benchmarks.robustness.tables import (
     write_difference,
 )
 
+from .classical import MEANING as MEANING_OF_BASELINES
 from .metrics import GENERALIZED
 from .plots import write_pictures
 from .saliency import MEANING
@@ -98,6 +99,7 @@ def report(
     pairs = [(one, other) for one, other in pairs if {one, other} <= known]
     pictures = write_pictures(frame, folder, reference)
     sections = [f"# {frame['data'].iloc[0]}", READING, *_classification(frame, reference, pairs), *_details(frame)]
+    sections += [f"- `{name}`: {MEANING_OF_BASELINES[name]}" for name in MEANING_OF_BASELINES if name in known]
     sections += [f"- {note}" for note in notes]
     text = "\n\n".join([*sections, *(f"![{path.stem}]({path.name})" for path in pictures)])
     write_atomically(folder / "summary.md", text + "\n")

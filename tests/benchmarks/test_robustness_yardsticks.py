@@ -138,8 +138,8 @@ def test_summary_has_gaps_and_calibration_beside_the_score() -> None:
     line = cells(summary_table(runs(), "accuracy"), "ours")
     assert line["worst gap"].endswith("(a:noise@0dB)") and line["ECE"] == "0.125 ± 0.000 [0.125, 0.125]"
     difference = cells(difference_table(runs(), "ours", "accuracy"), "other")
-    assert difference["ECE"] == "-0.050 [-0.050, -0.050]"
-    assert difference["mean gap"] == "+0.050 [+0.050, +0.050]"
+    assert difference["ECE"] == "**-0.050 [-0.050, -0.050]**"
+    assert difference["mean gap"] == "**+0.050 [+0.050, +0.050]**"
     with pytest.raises(ValueError, match="expected a score among"):  # the ECE alone is no summary of f1
         summary_table(runs(), "f1")
 

@@ -270,6 +270,7 @@ class TestAblate:
         assert "**a trial**: at most 30 posts of each part" in out
         assert "changed in all configurations: `--data.encoder" in out
         assert "--data.root" not in out
+        assert "- `tfidf`: TF-IDF of words and pairs of words, logistic regression; no chance in it" in out
         frame = pd.read_csv(tmp_path / "out" / "runs.csv")
         assert list(frame["config"]) == ["encoder_only", *names]
         assert frame["test.macro_f1"].notna().all()
