@@ -60,7 +60,7 @@ CLASSICAL: dict[str, Callable[[Any, np.ndarray, int], Iterator[Candidate]]] = {
     "mean_mlp": fit_mean_mlp,
 }
 MEANING = {
-    "tfidf": "TF-IDF of words and pairs of words, logistic regression; no chance in it, runs of a fold are all the same",
+    "tfidf": "TF-IDF of words and pairs of words, logistic regression; no chance in it, runs of a fold are equal",
     "mean_logistic": "the mean of the frozen token states, logistic regression; the same",
     "mean_mlp": f"the mean of the frozen token states, one hidden layer of {HIDDEN}",
 }
