@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ._precision import widen
+from ._similarity.units import NO_DIRECTION
 from .distributed import gather_rows
-
-_NO_DIRECTION = 1e-12  # as in the losses
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,7 +15,7 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = widen(x)
     # Scaled by the largest entry first: the squares of 1e30 or 1e-30 do not fit into float32.
     scale = x.abs().amax(-1, keepdim=True)
-    x = x / torch.where(scale < _NO_DIRECTION, torch.inf, scale)
+    x = x / torch.where(scale < NO_DIRECTION, torch.inf, scale)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # 0, or at least 1
     return x / norm.clamp(min=1.0), scale.squeeze(-1).isfinite()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from examples.pipeline.arguments import Arguments, count, split_overrides
-from examples.pipeline.files import atomic_file
+from examples.pipeline.files import write_table
 
 from .metrics import softmax
 from .posts import Post
@@ -40,10 +39,7 @@ def predict_command(args: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trained = open_checkpoint(given.checkpoint, overrides, Path(folder))
         rows, cut = label(trained, posts)
-    with atomic_file(given.out) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["line", "label", *trained.data.classes, "cut"])
-        writer.writerows(rows)
+    write_table(given.out, [["line", "label", *trained.data.classes, "cut"], *rows])
     more = f", {cut} cut at {trained.data.max_tokens} tokens" if cut else ""
     print(f"{given.out}: {len(posts)} texts{more}")
 

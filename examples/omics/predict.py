@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from examples.pipeline.arguments import Arguments, count, split_overrides
-from examples.pipeline.files import atomic_file
+from examples.pipeline.files import write_table
 
 from .measure import answers_of
 from .metrics import Answers, log_softmax
@@ -45,9 +44,7 @@ def predict_command(args: Sequence[str]) -> None:
         trained = open_checkpoint(given.checkpoint, overrides, Path(folder))
         rows = trained.data.read_unlabelled(given.test)
         header, lines = label(trained, rows.ids, answers_of(trained.task, rows))
-    with atomic_file(given.out) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([header, *lines])
+    write_table(given.out, [header, *lines])
     rejected = sum(line[1] == REJECTED for line in lines)
     print(f"{given.out}: {len(lines)} samples" + (f", {rejected} rejected" if rejected else ""))
 

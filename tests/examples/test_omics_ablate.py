@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,10 @@ from examples.omics.__main__ import main
 from examples.omics.cli import CONFIGS, OmicsCLI
 from examples.omics.report import PUBLISHED, read_published
 from examples.pipeline.arguments import find_parts
-from tests.examples import failing
-from tests.examples.test_omics_commands import DATA, TINY
+from tests.examples.test_omics_commands import DATA, TINY, fails
 from tests.examples.test_omics_readers import write_npz
 
 REAL = pytest.mark.skipif(not os.environ.get("MMROBUST_DATA"), reason="MMROBUST_DATA, the folder of data, is not set")
-
-fails = partial(failing.fails, main)
 
 
 @pytest.fixture(autouse=True)
