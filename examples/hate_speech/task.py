@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from examples.pipeline.errors import check_number, check_option, check_options
+from examples.pipeline.optimizers import fused
 from mmrobust import ASRM, ContrastiveASRM, PositionAwareASRM, SpanAwareASRM
 from mmrobust.models.text import DualContrastiveTextClassifier
 
@@ -157,9 +158,7 @@ class HateTask(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.hparams
-        # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
-        fused = self.trainer.precision.endswith("-true")
-        optimizer = torch.optim.AdamW(self._groups(), lr=settings["lr"], fused=fused)
+        optimizer = fused(torch.optim.AdamW, self._groups(), lr=settings["lr"])
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         rising = int(settings["warmup"] * steps)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from examples.pipeline.optimizers import fused
 from mmrobust.calibration import TemperatureScaling
 from mmrobust.corruption import ModalityCorruption
 from mmrobust.models import FusionClassifierOutput
@@ -256,9 +257,8 @@ class FusionTask(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.hparams
         kind = torch.optim.Adam if settings["optimizer"] == "adam" else torch.optim.AdamW
-        # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
-        fused = self.trainer.precision.endswith("-true")
-        optimizer = kind(self.model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"], fused=fused)
+        options = {"lr": settings["lr"], "weight_decay": settings["weight_decay"]}
+        optimizer = fused(kind, self.model.parameters(), **options)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer,
             mode="max",

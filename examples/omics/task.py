@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from examples.pipeline.errors import check_number, check_option
+from examples.pipeline.optimizers import fused
 from mmrobust import MemoryBank
 from mmrobust.models import TwoBranchPrototypeClassifier
 from mmrobust.models.two_branch import PrototypeClassifierOutput
@@ -201,10 +202,7 @@ class OmicsTask(LightningModule):
         others = [x for x in self.model.parameters() if x.dim() <= 1]
         groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         settings = self.hparams
-        # One kernel for all tensors; it forbids clipping gradients in mixed precision, which Lightning always does.
-        fused = self.trainer.precision.endswith("-true")
-        options = {"lr": settings["lr"], "weight_decay": settings["weight_decay"], "fused": fused}
-        optimizer = torch.optim.AdamW(groups, **options)
+        optimizer = fused(torch.optim.AdamW, groups, lr=settings["lr"], weight_decay=settings["weight_decay"])
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         rising = int(settings["warmup"] * steps)
         schedule = settings["schedule"]
