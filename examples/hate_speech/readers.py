@@ -155,16 +155,19 @@ def _one_table(tables: Sequence[Table]) -> Table:
 def _hateval(root: Path, tables: Sequence[Table], fold: int) -> Part:
     classes, splits, notes = ("not-hate", "hate"), Splits(), []
     for part, table in _by_part(tables).items():
-        posts, skipped = list[Post](), list[int]()
+        posts, skipped = list[Post](), {"without a label": list[int](), "with too few cells": list[int]()}
         for line, cells in table.records(("id", "text", "HS"), whole=False):
-            if len(cells) < len(table.header) or not cells["HS"].strip():
-                skipped.append(line)
-                continue
-            posts.append(Post(cells["id"], clean(cells["text"]), label_code(cells["HS"], 2, table.where(line))))
+            if len(cells) < len(table.header):
+                skipped["with too few cells"].append(line)
+            elif not cells["HS"].strip():
+                skipped["without a label"].append(line)
+            else:
+                posts.append(Post(cells["id"], clean(cells["text"]), label_code(cells["HS"], 2, table.where(line))))
         splits[part] = posts
-        if skipped:
-            first = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-            notes.append(f"{table.path.name}: {len(skipped)} rows without a label left out (lines {first})")
+        for reason, lines in skipped.items():
+            if lines:
+                first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+                notes.append(f"{table.path.name}: {len(lines)} rows {reason} left out (lines {first})")
     return "hateval", classes, splits, notes
 
 

@@ -109,7 +109,10 @@ def test_hateval_rows_without_label_are_left_out_and_counted(tmp_path: Path) -> 
     corpus = read_corpus(tmp_path)
     assert len(corpus.splits["train"]) == 9
     assert corpus.splits["train"][-1].label == 1
-    assert corpus.notes == ("hateval2019_en_train.csv: 3 rows without a label left out (lines 10, 11, 12)",)
+    assert corpus.notes == (
+        "hateval2019_en_train.csv: 1 rows without a label left out (lines 12)",
+        "hateval2019_en_train.csv: 2 rows with too few cells left out (lines 10, 11)",
+    )
 
 
 def test_davidson_folds(tmp_path: Path) -> None:
