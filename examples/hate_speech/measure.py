@@ -41,11 +41,12 @@ class Wanted(NamedTuple):
 def measure(task: HateTask, data: TextData, wanted: Wanted) -> Views:
     """Measure a trained model on the validation and test posts of its corpus."""
     task.to("cuda" if torch.cuda.is_available() else "cpu")
-    views = classification_views({part: predict(task, data.sets[part]) for part in ("val", "test")}, data)
+    logits = {part: predict(task, data.sets[part]) for part in ("val", "test")}
+    views = classification_views(logits, data)
     rows, neutral = data.sets["test"], neutral_class(data.classes)
     if neutral is not None and any(post.rationale for post in rows.posts):
         marked = [i for i, post in enumerate(rows.posts) if post.label != neutral and post.rationale]
-        views["rationale"] = rationale_view(task, data, subset(rows, marked), wanted)
+        views["rationale"] = rationale_view(task, data, subset(rows, marked), logits["test"][marked], wanted)
     if wanted.spans:
         views["spans"] = span_view(task, data, wanted)
     return views
@@ -83,15 +84,15 @@ def all_scores(task: HateTask, data: TextData, rows: TextSet, *, attention: bool
     return found
 
 
-def rationale_view(task: HateTask, data: TextData, rows: TextSet, wanted: Wanted) -> View:
-    """Compare token scores with human rationales, a line per kind of score."""
+def rationale_view(task: HateTask, data: TextData, rows: TextSet, logits: np.ndarray, wanted: Wanted) -> View:
+    """Compare token scores with human rationales, a line per kind of score; `logits` are those of the rows."""
     words = [words_of(post) for post in rows.posts]
     marks = [marks_of(post, ranges) for post, ranges in zip(rows.posts, words, strict=True)]
     view: View = {}
     for name, of_words in scores_of_words(task, data, rows, words, attention=wanted.attention).items():
         view[name] = dict(plausibility(of_words, marks)._asdict())
         if wanted.faithfulness:
-            view[name] |= faithfulness(task, data, rows, words, of_words)
+            view[name] |= faithfulness(task, data, rows, words, of_words, logits)
     return view
 
 

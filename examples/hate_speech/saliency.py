@@ -161,16 +161,26 @@ def faithfulness(
     rows: TextSet,
     words: Sequence[Sequence[Range]],
     scores: Sequence[np.ndarray],
+    logits: np.ndarray,
     top: int = TOP,
 ) -> dict[str, float]:
     """Encode the posts again without their highest words, and with these alone, as the benchmark of HateXplain does.
+
+    Args:
+        task: The model.
+        data: The data it was trained on, for its encoder.
+        rows: The posts.
+        words: Their words.
+        scores: The scores of these words.
+        logits: What the model says of the whole posts, ``(N, C)``.
+        top: Number of words.
 
     Returns:
         By how much the probability of the predicted class falls on average: ``comprehensiveness`` without the words
         (higher is better), ``sufficiency`` with these alone (lower is better).
     """
     chosen = [top_words(one, top) for one in scores]
-    whole = softmax(predict(task, rows))
+    whole = softmax(logits)
     every, said = np.arange(len(rows)), whole.argmax(1)
     result = {}
     for name, keep in (("comprehensiveness", False), ("sufficiency", True)):

@@ -279,7 +279,7 @@ def test_faithfulness_removes_and_keeps_words(root: Path) -> None:
     task, rows = task_of(data), data.sets["test"]
     words = [words_of(post) for post in rows.posts]
     scores = [np.arange(len(one), dtype=float) for one in words]
-    found = faithfulness(task, data, rows, words, scores, top=100)
+    found = faithfulness(task, data, rows, words, scores, predict(task, rows), top=100)
     # All words removed, or all kept: the texts are empty, or the same as before.
     assert found["sufficiency"] == pytest.approx(0, abs=1e-3)
     empty = data.text_set([Post("", "", 0)])
@@ -296,7 +296,7 @@ def test_faithfulness_by_hand(root: Path) -> None:
     rows = data.text_set([Post("", text, 0) for text in ("amber fern kelp", "fern amber kelp", "kelp amber", "fern")])
     scores = [np.array(one, float) for one in ([3, 2, 1], [2, 3, 1], [2, 1], [1])]
     words = [words_of(post) for post in rows.posts]
-    found = faithfulness(task, data, rows, words, scores, top=1)
+    found = faithfulness(task, data, rows, words, scores, predict(task, rows), top=1)
     said, unsaid = (np.exp(x) / (1 + np.e + np.exp(3)) for x in (3, 1))
     offensive, normal = 1 / (2 + np.e), np.e / (2 + np.e)
     assert unsaid < offensive < normal < said
