@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from examples.hate_speech.batches import TextSet
 from examples.hate_speech.data import TextData
-from examples.hate_speech.measure import Wanted, all_scores, measure, span_view, subset
+from examples.hate_speech.measure import Wanted, all_scores, measure, scores_of_words, span_view, subset
 from examples.hate_speech.posts import Post
 from examples.hate_speech.rationales import (
     Spans,
@@ -343,6 +343,25 @@ def test_measures_everything(root: Path, tmp_path: Path) -> None:
     plain = measure(task_of(data), data, Wanted(faithfulness=False))
     assert "spans" not in plain
     assert "sufficiency" not in plain["rationale"]["contribution"]
+
+
+def test_faithfulness_is_measured_with_the_predictions_of_the_same_posts(root: Path) -> None:
+    data = data_of(root)
+    # Posts that are not measured are between those that are.
+    data.sets["test"].posts[:] = [post._replace(rationale=None) if i % 3 == 0 else post for i, post in numbered(data)]
+    task, neutral = task_of(data, asrm="span"), data.classes.index("normal")
+    marked = [i for i, post in numbered(data) if post.label != neutral and post.rationale]
+    assert marked != list(range(len(marked)))
+    rows = subset(data.sets["test"], marked)
+    words = [words_of(post) for post in rows.posts]
+    scores = scores_of_words(task, data, rows, words, attention=False)["pieces"]
+    expected = faithfulness(task, data, rows, words, scores, predict(task, rows))
+    view = measure(task, data, Wanted(attention=False))["rationale"]["pieces"]
+    assert {name: view[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def numbered(data: TextData) -> list[tuple[int, Post]]:
+    return list(enumerate(data.sets["test"].posts))
 
 
 def test_empty_text_and_text_of_ten_thousand_tokens(root: Path) -> None:
