@@ -141,6 +141,33 @@ def test_some_texts_at_a_time_are_all_texts(monkeypatch: pytest.MonkeyPatch, nam
         torch.testing.assert_close(have, want.detach(), rtol=1e-10, atol=1e-12)
 
 
+@every
+@pytest.mark.parametrize("shape", [(2, 0, H), (0, 3, H), (0, 0, H)])
+def test_nothing_to_calibrate(name: str, shape: tuple[int, ...]) -> None:
+    module, x = trained(name), torch.zeros(shape, requires_grad=True)
+    tokens, gate = module(x, torch.ones(shape[:2], dtype=torch.bool), return_gate=True)
+    assert tokens.shape == gate.shape == module(x).shape == shape
+    module(x).sum().backward()
+    assert all(one.grad is None or one.grad.isfinite().all() for one in module.parameters())
+
+
+@every
+def test_gradients_of_each_text_by_torch_func(name: str) -> None:
+    module, x = trained(name).double(), normal(3, 5, H).double()
+    parameters = {key: value.detach() for key, value in module.named_parameters()}
+
+    def energy(parameters: dict[str, Tensor], text: Tensor) -> Tensor:
+        tokens: Tensor = torch.func.functional_call(module, parameters, (text.unsqueeze(0),))
+        return tokens.square().sum()
+
+    each = torch.func.vmap(torch.func.grad(energy), in_dims=(None, 0))(parameters, x)
+    for row, text in enumerate(x):
+        module.zero_grad()
+        module(text.unsqueeze(0)).square().sum().backward()
+        for key, parameter in module.named_parameters():
+            torch.testing.assert_close(each[key][row], parameter.grad)
+
+
 class TestClassLoss:
     labels = torch.tensor([0, 1, 0, 2, -100, 1])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]]).bool()

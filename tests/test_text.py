@@ -159,6 +159,20 @@ def test_one_text_and_one_class() -> None:
     assert parts.loss.isfinite()
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("shape", [(0, 5, H), (2, 0, H), (0, 0, H)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_no_text_and_no_token(pooling: str, shape: tuple[int, ...], masked: bool) -> None:
+    model = DualContrastiveTextClassifier(None, H, C, asrm=ContrastiveASRM(H, C), pooling=pooling)
+    mask = torch.ones(shape[:2], dtype=torch.bool) if masked else None
+    states, labels = torch.zeros(shape, requires_grad=True), torch.zeros(shape[0], dtype=torch.int64)
+    parts = model.loss(states, mask, labels)
+    parts.loss.backward()
+    assert parts.logits.shape == (shape[0], C)
+    assert parts.loss.isfinite()
+    assert states.grad is not None
+
+
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [

@@ -28,7 +28,8 @@ def weighted_windows(active: Sequence[Tensor], scale: Tensor, bias: Tensor) -> T
 
 def gated_tokens(x: Tensor, found: Sequence[Tensor], scale: Tensor, bias: Tensor) -> Tensor:
     """Return ``x * 2 sigmoid(b + sum_w s_w GELU(found_w))`` for tokens ``x (B, T, H)`` and ``found_w (B, H, T)``."""
-    if torch.compiler.is_compiling():  # a compiler keeps passes together by itself
+    # A compiler keeps passes together by itself, and the transforms of torch.func want plain operations.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _plain(x, scale, bias, *found)
     tokens: Tensor = _Gated.apply(x, scale, bias, *found)  # type: ignore[no-untyped-call]
     return tokens

@@ -91,15 +91,15 @@ class SpanAwareASRM(nn.Module):
             TypeError: If a dtype is wrong.
             ValueError: If a shape is wrong.
         """
-        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self.gate, return_gate, self.fast)
+        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self._gate, return_gate, self._fast)
 
-    def gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def _gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the gate ``(B, T, H)`` of tokens ``x (B, T, H)`` that are zero where masked."""
         active = [self.dropout(F.gelu(widen(one))) for one in self._found(x)]
         return around_one(weighted_windows(active, widen(self.scale), widen(self.bias)).mT)
 
     @property
-    def fast(self) -> Callable[[Tensor], Tensor] | None:
+    def _fast(self) -> Callable[[Tensor], Tensor] | None:
         """A function from such tokens to calibrated ones, None with dropout, which the gate alone has."""
         return None if self.training and self.dropout.p > 0 else self._calibrated
 
@@ -110,7 +110,8 @@ class SpanAwareASRM(nn.Module):
         """Return what every window found around each token ``(B, H, T)``."""
         channels, found = x.mT.contiguous(), []
         for i, window in enumerate(self.windows):
-            one = window(channels if self.window_sizes[i] % 2 else F.pad(channels, (0, 1)))
+            padded = channels if self.window_sizes[i] % 2 else F.pad(channels, (0, 1))
+            one = window(padded) if x.shape[1] else channels  # a convolution refuses no tokens at all
             found.append(self.mixers[i](one.mT).mT if len(self.mixers) else one)
         return found
 

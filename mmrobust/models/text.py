@@ -196,9 +196,10 @@ class DualContrastiveTextClassifier(nn.Module):
                 rows, both, present=real, ignore_index=-100, temperature=self.supervised_temperature
             )
         if self.self_supervised_weight:
-            first, second = self.self_supervised_head(output.pooled).split(size)
-            there = None if real is None else real[:size]
-            self_supervised = nt_xent_loss(first, second, present=there, temperature=self.self_supervised_temperature)
+            rows, there = self.self_supervised_head(output.pooled), None if real is None else real[:size]
+            self_supervised = nt_xent_loss(
+                rows[:size], rows[size:], present=there, temperature=self.self_supervised_temperature
+            )
         if self.class_separation_weight and isinstance(self.asrm, ContrastiveASRM):
             separation = self.asrm.class_loss(output.tokens, both, keep)
         classification = self.focal(output.logits, both)
@@ -254,6 +255,8 @@ def _checked_mask(where: str, inputs: Tensor, mask: Tensor | None) -> Tensor | N
 
 def _first(tokens: Tensor, keep: Tensor | None) -> Tensor:
     """Return the first real token of each text ``(B, H)``, zeros without one."""
+    if not tokens.shape[1]:
+        return tokens.sum(1)
     if keep is None:
         return tokens[:, 0]
     place = keep.int().argmax(1).view(-1, 1, 1).expand(-1, 1, tokens.shape[2])
