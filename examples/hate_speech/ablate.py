@@ -15,7 +15,7 @@ from .cli import HateCLI, corpus_of
 from .data import TextData
 from .evaluate import add_wanted, wanted_of
 from .jobs import HateJob, complete
-from .measure import span_sets
+from .measure import notes_of, span_sets
 from .readers import read_corpus
 from .report import DCL, pairs_of, report
 from .task import FROM_DATA, HateTask
@@ -76,7 +76,7 @@ def ablate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     if results:
         names = list(dict.fromkeys(job.config for job in jobs))
         reference = given.reference or REFERENCE
-        notes = [*data.notes, *changed(overrides)]
+        notes = [*notes_of(data, given.spans), *changed(overrides)]
         written = report(results, given.out, reference=reference, pairs=pairs_of(names), notes=notes)
     check_complete(failures, len(jobs), given.out)
     return written

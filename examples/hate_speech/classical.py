@@ -90,9 +90,9 @@ def texts(rows: TextSet) -> list[str]:
 
 
 def means(rows: TextSet) -> np.ndarray:
-    """Average the states of each post's tokens ``(N, H)``, as the networks pool them."""
+    """Average the states of each post's tokens ``(N, H)``, as the networks pool them: zeros without a token."""
     assert rows.states is not None
-    return np.stack([np.asarray(one, dtype=np.float64).mean(0) for one in rows.states])
+    return np.stack([np.asarray(one, dtype=np.float64).sum(0) / max(len(one), 1) for one in rows.states])
 
 
 def _log_probabilities(model: Any, x: Any, classes: int) -> np.ndarray:

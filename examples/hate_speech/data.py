@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,7 +15,7 @@ from examples.pipeline.errors import check_option
 from mmrobust import ClassBalancedBatchSampler
 
 from .batches import LengthBatches, TextSet, padding_share
-from .encoders import TextEncoder, load_encoder
+from .encoders import TextEncoder, Tokens, load_encoder
 from .posts import Post
 from .readers import PARTS, Corpus, DataError, read_corpus
 from .states import token_states
@@ -150,9 +150,7 @@ class TextData(L.LightningDataModule):
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the data: notes of the reader, and how many texts were cut."""
-        cut = {part: rows.tokens.truncated for part, rows in self.sets.items()}
-        places = ", ".join(f"{part} {number}" for part, number in cut.items() if number)
-        more = (f"{sum(cut.values())} texts of more than {self.max_tokens} tokens cut ({places})",) if places else ()
+        more = cut_notes({part: rows.tokens for part, rows in self.sets.items()}, self.max_tokens)
         if self.max_posts is not None:
             more += (f"**a trial**: at most {self.max_posts} posts of each part; counts of the lines above are of all",)
         return self.corpus.notes + more
@@ -205,3 +203,10 @@ class TextData(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.loader("test")
+
+
+def cut_notes(parts: Mapping[str, Tokens], max_tokens: int, *, of: str = "") -> tuple[str, ...]:
+    """Say how many texts were cut, of each part."""
+    places = ", ".join(f"{part} {tokens.truncated}" for part, tokens in parts.items() if tokens.truncated)
+    total = sum(tokens.truncated for tokens in parts.values())
+    return (f"{total} texts{of} of more than {max_tokens} tokens cut ({places})",) if places else ()

@@ -38,12 +38,17 @@ class Tokens(NamedTuple):
         ids: Per post the ids ``(T,)``, int64.
         offsets: Per post the character ranges ``[start, end)`` in its text, int64 ``(T, 2)``; special tokens have an
             empty range.
-        truncated: How many posts were cut.
+        cut: Per post whether it had more tokens.
     """
 
     ids: list[np.ndarray]
     offsets: list[np.ndarray]
-    truncated: int
+    cut: list[bool]
+
+    @property
+    def truncated(self) -> int:
+        """How many posts were cut."""
+        return sum(self.cut)
 
 
 class TextEncoder:
@@ -87,13 +92,13 @@ class TextEncoder:
     def encode(self, posts: Sequence[Post]) -> Tokens:
         """Cut texts into tokens, at most ``max_tokens`` each."""
         if not posts:
-            return Tokens([], [], 0)
+            return Tokens([], [], [])
         texts = [clean(post.text) for post in posts]
         found = self.tokenizer(texts, truncation=True, max_length=self.max_tokens).encodings
         return Tokens(
             ids=[np.array(one.ids, dtype=np.int64) for one in found],
             offsets=[np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in found],
-            truncated=sum(bool(one.overflowing) for one in found),
+            cut=[bool(one.overflowing) for one in found],
         )
 
     def save(self, folder: Path | str) -> None:
@@ -143,8 +148,10 @@ def _pretrained(name: str, source: str, max_tokens: int) -> TextEncoder:
         config = _or_one_line(where, lambda: AutoConfig.from_pretrained(source))
         expected = f"encoder {name}: expected a tokenizer (such as tokenizer.json) beside the model"
         tokenizer = _or_one_line(expected, lambda: AutoTokenizer.from_pretrained(source))
-    # Without its files transformers makes one that knows special tokens only.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+    # Without its files transformers makes one that knows special tokens only, for some families a hundred.
+    files = [Path(source, file) for file in type(tokenizer).vocab_files_names.values()]
+    missing = Path(source).is_dir() and not any(file.is_file() for file in files)
+    if missing or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise DataError(f"{expected}, found none")
     if not tokenizer.is_fast:
         raise DataError(f"encoder {name}: expected a fast tokenizer, one that knows character offsets")
@@ -153,7 +160,8 @@ def _pretrained(name: str, source: str, max_tokens: int) -> TextEncoder:
         try:  # the pooler is not used, and a parameter without gradient stops distributed training
             return AutoModel.from_pretrained(source, config=config, add_pooling_layer=False)
         except TypeError:
-            return AutoModel.from_pretrained(source, config=config)
+            model = AutoModel.from_pretrained(source, config=config)
+            return model.get_encoder() if config.is_encoder_decoder else model
 
     return TextEncoder(name, tokenizer, config, max_tokens, _weights(name, source, config), make)
 

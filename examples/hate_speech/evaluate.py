@@ -13,7 +13,7 @@ from examples.pipeline.arguments import Arguments, check_reference, count, split
 from examples.pipeline.files import atomic_file
 from examples.pipeline.reports import show
 
-from .measure import Views, Wanted, measure
+from .measure import Views, Wanted, measure, notes_of
 from .report import Result, pairs_of, report
 from .trained import open_checkpoint
 
@@ -66,7 +66,7 @@ def evaluate(given: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
     for path in given.checkpoints:
         trained = open_checkpoint(path, overrides, folder / "configs")
         results.append({**trained.facts, "views": measure(trained.task, trained.data, wanted_of(given))})
-        notes |= dict.fromkeys(trained.data.notes)
+        notes |= dict.fromkeys(notes_of(trained.data, given.spans))
         print(f"{path}: {_line(results[-1]['views'])}", flush=True)
     check_reference("evaluate", given.reference, [result["config"] for result in results])
     store(results, folder / "results.json")

@@ -26,7 +26,7 @@ from .posts import Post, Range
 from .rationales import marks_of, word_scores, words_of
 from .saliency import ATTENTION, CHANGE, CONTRIBUTION, GATE, MEANING, PIECES, RANDOM, batches, predict
 from .shading import MOST_IN_PICTURE, Shown, page, plot_words
-from .tables import read_lines
+from .tables import clean, read_lines
 from .trained import Trained, open_checkpoint
 
 SEED = 0
@@ -124,7 +124,7 @@ def words_to_hide(trained: Trained, given: argparse.Namespace, listed: Lexicon |
 
 def read_posts(given: argparse.Namespace) -> tuple[list[Post] | None, list[str]]:
     """Read the texts asked for, None without any, and say what was left out."""
-    posts, notes = [Post(f"text {i}", text, -100) for i, text in enumerate(given.text, 1)], list[str]()
+    posts, notes = [Post(f"text {i}", clean(text), -100) for i, text in enumerate(given.text, 1)], list[str]()
     if given.file is not None:
         name = given.file.name.removesuffix(".gz")
         if name.endswith((".jsonl", ".json")):

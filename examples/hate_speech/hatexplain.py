@@ -32,7 +32,9 @@ def read_lines_corpus(paths: Mapping[str, Path]) -> tuple[Splits, list[str]]:
             words = _words(entry["tokens"], where)
             marks = None if source == "none" or union is None else _marks(union, words, where)
             label = label_code(entry["label"], len(CLASSES), where)
-            posts.append(_post(str(entry["id"]), label, words, marks, _targets(entry.get("targets") or [], where)))
+            posts.append(
+                _post(clean(str(entry["id"])), label, words, marks, _targets(entry.get("targets") or [], where))
+            )
     notes = [f"{sources['none']} training posts with an unknown rationale"] if sources["none"] else []
     if sources["word_set"]:
         notes.append(f"{sources['word_set']} training rationales rebuilt from sets of words: for training only")
@@ -51,7 +53,7 @@ def read_published(dataset: Path, divisions: Path) -> tuple[Splits, list[str]]:
         for name in parse_list(parts.get(part), f"{divisions}: {part}: expected a list of post ids"):
             if name not in posts:
                 raise DataError(f"{dataset}: expected the post {name!r}, which {divisions.name} names, found none")
-            post = _published_post(str(name), posts[name], f"{dataset}: post {name}")
+            post = _published_post(clean(str(name)), posts[name], f"{dataset}: post {name}")
             undecided += post is None
             rows += [] if post is None else [post]
     return splits, [f"{undecided} posts without a majority label left out"] if undecided else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from benchmarks.robustness.rows import View
 from examples.pipeline.reports import class_view, confusion_view
 
 from .batches import TextSet
-from .data import TextData
+from .data import TextData, cut_notes
 from .encoders import Tokens
 from .metrics import bias_view, neutral_class, scores_of, toxicity
-from .posts import Range
+from .posts import Post, Range
 from .rationales import Spans, marks_of, pieces, plausibility, word_scores, words_of
 from .readers import read_corpus
 from .saliency import ATTENTION, PIECES, RANDOM, Scores, attention_scores, faithfulness, predict, token_scores
@@ -68,7 +69,7 @@ def classification_views(logits: Mapping[str, np.ndarray], data: TextData) -> Vi
 
 def subset(rows: TextSet, index: Sequence[int]) -> TextSet:
     """Take some posts of a set with their tokens and states."""
-    tokens = Tokens([rows.tokens.ids[i] for i in index], [rows.tokens.offsets[i] for i in index], 0)
+    tokens = Tokens(*([column[i] for i in index] for column in rows.tokens))
     states = None if rows.states is None else [rows.states[i] for i in index]
     return TextSet([rows.posts[i] for i in index], tokens, states, rows.pad_id)
 
@@ -111,15 +112,25 @@ def span_view(task: HateTask, data: TextData, wanted: Wanted) -> View:
     return view
 
 
-def span_sets(data: TextData, root: str) -> dict[str, TextSet]:
+def span_posts(root: str) -> dict[str, list[Post]]:
     """Read the validation and test posts of a corpus with character spans; without a folder there are none."""
-    sets, corpus = {}, read_corpus(root) if root else None
+    found, corpus = {}, read_corpus(root) if root else None
     for part in ("val", "test") if corpus is not None else ():
-        posts = [post for post in corpus.splits[part] if post.rationale is not None]
-        if not posts:
+        found[part] = [post for post in corpus.splits[part] if post.rationale is not None]
+        if not found[part]:
             raise ValueError(f"{root}: expected posts with character spans in {part}, found none")
-        sets[part] = data.text_set(posts, cache=data.cache)
-    return sets
+    return found
+
+
+def span_sets(data: TextData, root: str) -> dict[str, TextSet]:
+    """Cut these posts into tokens, and compute their states."""
+    return {part: data.text_set(posts, cache=data.cache) for part, posts in span_posts(root).items()}
+
+
+def notes_of(data: TextData, root: str) -> list[str]:
+    """Say what to know about the data, and about the posts with character spans."""
+    spans = {part: data.encoder.encode(posts) for part, posts in span_posts(root).items()}
+    return [*data.notes, *cut_notes(spans, data.max_tokens, of=f" of {Path(root).name}")]
 
 
 def scores_of_words(

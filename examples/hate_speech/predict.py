@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from examples.pipeline.arguments import Arguments, count, split_overrides
@@ -28,7 +27,12 @@ def predict_command(args: Sequence[str]) -> None:
         "on HateXplain about every third post: a help for people who decide.",
     )
     parser.add_argument("checkpoint", type=Path, help="best.ckpt of a run")
-    parser.add_argument("--file", type=Path, required=True, help="UTF-8 texts, one a line; empty lines are texts too")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        required=True,
+        help="UTF-8 texts, one a line; empty lines are texts too, but not all of them",
+    )
     parser.add_argument("--out", type=Path, required=True, help="CSV: line, label, probability of each class, cut")
     parser.add_argument("--threads", type=count, help="threads (default: all)")
     own, overrides = split_overrides(args)
@@ -49,9 +53,8 @@ def label(trained: Trained, posts: Sequence[Post]) -> tuple[list[list[str]], int
     data = trained.data
     found = data.text_set(posts)
     odds = softmax(predict(trained.task, found))
-    longest = np.array([data.encoder.encode([post]).truncated for post in posts])
     rows = [
         [str(number), data.classes[int(one.argmax())], *(f"{p:.4f}" for p in one), str(int(cut))]
-        for number, (one, cut) in enumerate(zip(odds, longest, strict=True), 1)
+        for number, (one, cut) in enumerate(zip(odds, found.tokens.cut, strict=True), 1)
     ]
-    return rows, int(longest.sum())
+    return rows, found.tokens.truncated

@@ -19,7 +19,7 @@ def text_set(labels: np.ndarray, seed: int) -> TextSet:
     lengths = rng.integers(2, 6, len(labels))
     states = [rng.normal(size=(t, 4)) + 2.0 * np.eye(3, 4)[y] for t, y in zip(lengths, labels, strict=True)]
     posts = [Post(str(i), f"word{y} other{rng.integers(9)}", int(y)) for i, y in enumerate(labels)]
-    tokens = Tokens([np.zeros(t, np.int64) for t in lengths], [np.zeros((t, 2), np.int64) for t in lengths], 0)
+    tokens = Tokens([np.zeros(t, np.int64) for t in lengths], [np.zeros((t, 2), np.int64) for t in lengths], [])
     return TextSet(posts, tokens, [x.astype(np.float16) for x in states])
 
 
@@ -57,7 +57,7 @@ def test_a_class_without_training_posts_is_never_found() -> None:
     data: Any = Data()
     keep = data.sets["train"].labels < 2
     train = data.sets["train"]
-    tokens = Tokens([x for x, k in zip(train.tokens.ids, keep, strict=True) if k], [], 0)
+    tokens = Tokens([x for x, k in zip(train.tokens.ids, keep, strict=True) if k], [], [])
     posts = [post for post, k in zip(train.posts, keep, strict=True) if k]
     data.sets["train"] = TextSet(posts, tokens, [x for x, k in zip(train.states, keep, strict=True) if k])
     found, _ = fit_classical("mean_logistic", data, seed=0)
@@ -69,3 +69,6 @@ def test_means_are_over_the_tokens_of_each_post() -> None:
     rows = text_set(np.array([0, 1]), 0)
     want = [np.mean(np.asarray(x, dtype=np.float64), axis=0) for x in rows.states or []]
     np.testing.assert_allclose(means(rows), want)
+    assert rows.states is not None
+    rows.states[1] = np.zeros((0, rows.states[1].shape[1]), np.float16)  # a text without a token
+    np.testing.assert_array_equal(means(rows)[1], 0.0)

@@ -39,7 +39,7 @@ def data_of(root: Path, **options: Any) -> TextData:
 
 def rows_of(lengths: list[int], labels: list[int] | None = None) -> TextSet:
     posts = [Post(str(i), "", 0 if labels is None else labels[i]) for i in range(len(lengths))]
-    return TextSet(posts, Tokens([np.arange(n) for n in lengths], [np.zeros((n, 2), int) for n in lengths], 0), None)
+    return TextSet(posts, Tokens([np.arange(n) for n in lengths], [np.zeros((n, 2), int) for n in lengths], []), None)
 
 
 # --- batches

@@ -79,7 +79,7 @@ def test_ids_begin_and_end_with_special_tokens(tiny: TextEncoder) -> None:
 def test_long_texts_are_cut_and_counted(tiny: TextEncoder) -> None:
     tokens = tiny.encode(posts_of("fern " * 10_000, "fern " * 30, "fern " * 31, "fern"))
     assert [len(ids) for ids in tokens.ids] == [32, 32, 32, 3]
-    assert tokens.truncated == 2
+    assert (tokens.cut, tokens.truncated) == ([True, False, True, False], 2)
     assert tokens.ids[0][-1] == tokens.ids[3][-1]  # [SEP] stays
 
 
@@ -92,7 +92,7 @@ def test_odd_texts(tiny: TextEncoder, text: str) -> None:
 
 
 def test_nothing_to_encode(tiny: TextEncoder, tmp_path: Path) -> None:
-    assert tiny.encode([]) == ([], [], 0)
+    assert tiny.encode([]) == ([], [], [])
     assert token_states(tiny, [], tmp_path) == []
 
 
@@ -146,6 +146,23 @@ def test_folder_without_tokenizer(spare: Path) -> None:
     bert = (spare / "config.json").read_text()
     assert '"model_type": "bert"' in bert
     (spare / "vocab.txt").write_text("\n".join(encoders.SPECIAL))
+    assert "expected a tokenizer (such as tokenizer.json) beside the model, found none" in one_line(str(spare))
+
+
+def test_encoder_of_an_encoder_and_a_decoder(tiny: TextEncoder, spare: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    T5Model(T5Config(vocab_size=len(tiny.tokenizer), **sizes)).save_pretrained(spare)
+    loaded = load_encoder(str(spare), 32)
+    assert loaded.hidden_features == 16
+    model = DualContrastiveTextClassifier(loaded.new_model(), 16, 3)
+    ids = torch.from_numpy(np.stack(loaded.encode(posts_of("fern grove", "kelp amber")).ids))
+    model.loss(ids, torch.ones_like(ids), torch.tensor([0, 2])).loss.backward()
+    assert all(one.grad is not None for one in model.parameters())
+    assert np.isfinite(token_states(loaded, POSTS)[0]).all()
+    for path in spare.glob("tokenizer*"):
+        path.unlink()  # of this family transformers makes a hundred special tokens without a file
     assert "expected a tokenizer (such as tokenizer.json) beside the model, found none" in one_line(str(spare))
 
 

@@ -201,6 +201,12 @@ class TestExplain:
     ) -> None:
         assert message in fails(capsys, "explain", checkpoint, "--out", str(tmp_path), *wrong)
 
+    def test_text_that_is_not_utf8(self, checkpoint: str, tmp_path: Path) -> None:
+        # What Python makes of bytes of a command line that are not UTF-8.
+        words = ["--text", "amber f\udcffern", "--unmasked", "--space-posts", "0"]
+        assert main(["explain", checkpoint, "--out", str(tmp_path), *words]) == 0
+        assert "\ufffd" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
     def test_file_that_is_not_utf8(self, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "texts.txt"
         path.write_bytes(b"amber\n\xff\n")

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from examples.hate_speech.batches import TextSet
 from examples.hate_speech.data import TextData
-from examples.hate_speech.measure import Wanted, all_scores, measure, scores_of_words, span_view, subset
+from examples.hate_speech.measure import Wanted, all_scores, measure, notes_of, scores_of_words, span_view, subset
 from examples.hate_speech.posts import Post
 from examples.hate_speech.rationales import (
     Spans,
@@ -329,6 +329,16 @@ def test_thresholds_of_spans_are_chosen_on_validation(root: Path, tmp_path: Path
     assert 2 <= found["threshold"] < 5
     assert found["val_f1"] == 1
     assert found["f1"] == pytest.approx(2 * 5 / (5 + 8))
+
+
+def test_cut_posts_with_spans_are_counted(root: Path, tmp_path: Path) -> None:
+    long = "amber " * 40
+    rows = ["train,[],amber", "trial,[],amber", f'test,"[[0, 5]]",{long}', f"test,[],{long}"]
+    sets.write(tmp_path / "toxic_spans.csv", "\n".join(["split,spans,text", *rows, ""]))
+    data = data_of(root)
+    note = f"2 texts of {tmp_path.name} of more than {data.max_tokens} tokens cut (test 2)"
+    assert notes_of(data, str(tmp_path)) == [*data.notes, note]
+    assert notes_of(data, "") == list(data.notes)
 
 
 def test_measures_everything(root: Path, tmp_path: Path) -> None:
