@@ -27,19 +27,19 @@ def plain_uniform(module: Any, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def convolve(module: Any, x: Tensor, mask: Tensor) -> list[Tensor]:
-    """Run the convolutions of the span-aware gate, through PyTorch alone: ``(B, H, T)`` each."""
+    """Run the convolutions of the span-aware gate, through PyTorch alone: ``(B, T, H)`` each."""
     channels = (x * mask.unsqueeze(2)).mT
-    return [
-        F.conv1d(channels, window.weight, window.bias, padding=k // 2, groups=module.groups)
+    found = [
+        F.conv1d(channels, window.weight, window.bias, padding=k // 2, groups=module.groups).mT
         for k, window in zip(module.window_sizes, module.windows, strict=True)
     ]
+    return [mix(one) for mix, one in zip(module.mixers, found, strict=True)] if len(module.mixers) else found
 
 
 def plain_span(module: Any, x: Tensor, mask: Tensor) -> Tensor:
     logits = module.bias
-    for i, found in enumerate(convolve(module, x, mask)):
-        mixed = module.mixers[i](found.mT) if len(module.mixers) else found.mT
-        logits = logits + module.scale[i] * F.gelu(mixed)
+    for scale, found in zip(module.scale, convolve(module, x, mask), strict=True):
+        logits = logits + scale * F.gelu(found)
     return x * 2 * torch.sigmoid(logits) * mask.unsqueeze(2)
 
 
@@ -68,6 +68,11 @@ def _inputs(setup: Setup) -> tuple[Tensor, Tensor]:
     return setup.normal(batch, steps, width), setup.mask(batch, steps)
 
 
+def _flops(setup: Setup, *layers: Any) -> float:
+    """Count the products of layers that every token passes through."""
+    return 2.0 * setup["B"] * setup["T"] * sum(layer.weight.numel() for layer in layers)
+
+
 def _problem(setup: Setup, module: Any, plain: Any, **more: Any) -> Problem:
     contenders = {"ours": Contender(module, "ours"), "eager": Contender(partial(plain, module), "eager")}
     return Problem(contenders, _inputs(setup), (module,), **more)
@@ -80,22 +85,21 @@ def build_uniform(setup: Setup) -> Problem:
 def build_span(convolution: Any, setup: Setup) -> Problem:
     batch, steps, width = setup["B T H"]
     module = setup.module(lambda: _opened(SpanAwareASRM(width, convolution=convolution)))
-    weights = sum(window.weight.numel() for window in module.windows)
-    flops = 2.0 * batch * steps * (weights + sum(mixer.weight.numel() for mixer in module.mixers))
+    flops = _flops(setup, *module.windows, *module.mixers)
     targets = ()
     if setup.device.type == "cpu" and (batch, steps, width) == (64, 128, 768):
         claim = "the span-aware gate takes at most 1.5 times as long as its convolutions"
         targets = (Target(claim, versus="its convolutions", at_least=1 / 1.5),)
     problem = _problem(setup, module, plain_span, flops=flops, targets=targets)
-    if convolution != "depthwise":
-        alone = Contender(partial(convolve, module), reference="its convolutions", note="F.conv1d, nothing else")
-        problem.contenders["its convolutions"] = alone
+    alone = Contender(partial(convolve, module), reference="its convolutions", note="convolutions, nothing else")
+    problem.contenders["its convolutions"] = alone
     return problem
 
 
 def build_position(setup: Setup) -> Problem:
     module = setup.module(lambda: _opened(PositionAwareASRM(setup["H"])))
-    return _problem(setup, module, plain_position)
+    flops = _flops(setup, module.token, module.semantic, module.position, module.positional)
+    return _problem(setup, module, plain_position, flops=flops)
 
 
 def build_contrastive(setup: Setup) -> Problem:
@@ -118,7 +122,7 @@ def build_contrastive(setup: Setup) -> Problem:
     contenders = {"ours": Contender(ours, "ours"), "eager": Contender(plain, "eager")}
     x, mask = _inputs(setup)
     mask[:, 0] = True
-    return Problem(contenders, (x, mask))
+    return Problem(contenders, (x, mask), flops=_flops(setup, *module.calibration.windows))
 
 
 def build_classifier(setup: Setup) -> Problem:
@@ -138,7 +142,7 @@ def build_classifier(setup: Setup) -> Problem:
 
     contenders = {"ours": Contender(ours, "ours"), "eager": Contender(plain, "eager")}
     used = nn.ModuleList([module.asrm, module.head])
-    return Problem(contenders, _inputs(setup), (used,))
+    return Problem(contenders, _inputs(setup), (used,), flops=_flops(setup, *module.asrm.windows))
 
 
 _TOY = {"B": 3, "T": 5, "H": 8}
