@@ -19,11 +19,6 @@ from tests.examples import hate_sets as sets
 from tests.examples.hate_runs import SPAN, TINY, fails
 
 
-@pytest.fixture(autouse=True)
-def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_DEBUG", "")
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[override]
     return sets.write_hatexplain(tmp_path_factory.mktemp("hatexplain"))

@@ -21,11 +21,6 @@ from tests.examples.test_omics_readers import write_npz
 REAL = pytest.mark.skipif(not os.environ.get("MMROBUST_DATA"), reason="MMROBUST_DATA, the folder of data, is not set")
 
 
-@pytest.fixture(autouse=True)
-def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_DEBUG", "")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("omics")

@@ -47,11 +47,6 @@ def take(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarra
     return {name: x if name.endswith("_names") else x[rows] for name, x in arrays.items()}
 
 
-@pytest.fixture(autouse=True)
-def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPELINE_DEBUG", "")
-
-
 class TestMembers:
     @pytest.mark.parametrize("options", [TABLES, {**TABLES, "leave_out": "type 1"}])
     def test_stay_in_their_parts_when_rows_are_moved(self, options: dict[str, Any], tmp_path: Path) -> None:
