@@ -166,6 +166,12 @@ def test_gradients_of_each_text_by_torch_func(name: str) -> None:
         module(text.unsqueeze(0)).square().sum().backward()
         for key, parameter in module.named_parameters():
             torch.testing.assert_close(each[key][row], parameter.grad)
+    # The backward pass for many directions at once.
+    leaf = x.clone().requires_grad_()
+    tokens, directions = module(leaf), normal(4, 3, 5, H, seed=1).double()
+    rows = torch.func.vmap(lambda v: torch.autograd.grad(tokens, leaf, v, retain_graph=True)[0])(directions)
+    for direction, row in zip(directions, rows, strict=True):
+        torch.testing.assert_close(row, torch.autograd.grad(tokens, leaf, direction, retain_graph=True)[0])
 
 
 class TestClassLoss:

@@ -159,18 +159,31 @@ def test_one_text_and_one_class() -> None:
     assert parts.loss.isfinite()
 
 
+def refuses_nothing(ids: Tensor, mask: Tensor) -> Tensor:
+    raise RuntimeError("cannot reshape tensor of 0 elements")  # as many encoders do
+
+
+@pytest.mark.parametrize("encoder", [None, refuses_nothing])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("shape", [(0, 5, H), (2, 0, H), (0, 0, H)])
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
 @pytest.mark.parametrize("masked", [True, False])
-def test_no_text_and_no_token(pooling: str, shape: tuple[int, ...], masked: bool) -> None:
-    model = DualContrastiveTextClassifier(None, H, C, asrm=ContrastiveASRM(H, C), pooling=pooling)
-    mask = torch.ones(shape[:2], dtype=torch.bool) if masked else None
-    states, labels = torch.zeros(shape, requires_grad=True), torch.zeros(shape[0], dtype=torch.int64)
-    parts = model.loss(states, mask, labels)
+def test_no_text_and_no_token(encoder: Any, pooling: str, shape: tuple[int, int], masked: bool) -> None:
+    model = DualContrastiveTextClassifier(encoder, H, C, asrm=ContrastiveASRM(H, C), pooling=pooling)
+    mask = torch.ones(shape, dtype=torch.bool) if masked else None
+    inputs = torch.zeros(*shape, H) if encoder is None else torch.zeros(shape, dtype=torch.int64)
+    parts = model.loss(inputs, mask, torch.zeros(shape[0], dtype=torch.int64))
     parts.loss.backward()
     assert parts.logits.shape == (shape[0], C)
     assert parts.loss.isfinite()
-    assert states.grad is not None
+    assert model.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_cls_pooling_takes_the_first_real_token(masked: bool) -> None:
+    model = DualContrastiveTextClassifier(None, H, C, pooling="cls").eval()
+    states, mask = torch.randn(3, 4, H), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    first = [states[0, 0], states[1, 2], torch.zeros(H)] if masked else states[:, 0]
+    assert torch.equal(model(states, mask if masked else None).pooled, torch.stack(tuple(first)))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mmrobust import ClassBalancedBatchSampler
 
 from .batches import LengthBatches, TextSet, padding_share
 from .encoders import TextEncoder, Tokens, load_encoder
-from .posts import Post
+from .posts import Post, plural
 from .readers import PARTS, Corpus, DataError, read_corpus
 from .states import token_states
 
@@ -209,4 +209,4 @@ def cut_notes(parts: Mapping[str, Tokens], max_tokens: int, *, of: str = "") -> 
     """Say how many texts were cut, of each part."""
     places = ", ".join(f"{part} {tokens.truncated}" for part, tokens in parts.items() if tokens.truncated)
     total = sum(tokens.truncated for tokens in parts.values())
-    return (f"{total} texts{of} of more than {max_tokens} tokens cut ({places})",) if places else ()
+    return (f"{plural(total, 'text')}{of} of more than {max_tokens} tokens cut ({places})",) if places else ()

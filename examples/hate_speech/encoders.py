@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,9 @@ class TextEncoder:
     def __init__(self, name: str, tokenizer: Any, config: Any, max_tokens: int, weights: str, make: Callable[[], Any]):
         self.name, self.tokenizer, self.config, self.max_tokens = name, tokenizer, config, max_tokens
         self.hidden_features = _checked_size(name, tokenizer, config, max_tokens)
-        self.fingerprint = _hash(tokenizer.backend_tokenizer.to_str(), _settings(config), str(max_tokens), weights)
+        half = ["encoder"] if config.is_encoder_decoder else []
+        words = tokenizer.backend_tokenizer.to_str()
+        self.fingerprint = _hash(words, _settings(config), str(max_tokens), weights, *half)
         self._make, self._model = make, None
 
     def __repr__(self) -> str:
@@ -102,7 +105,7 @@ class TextEncoder:
         )
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer and model to a folder, which ``load_encoder`` takes."""
+        """Write tokenizer and model to a folder, which ``load_encoder`` takes; not half of an encoder-decoder."""
         with _quiet():
             self.tokenizer.save_pretrained(folder)
             self.model.save_pretrained(folder)
@@ -148,20 +151,21 @@ def _pretrained(name: str, source: str, max_tokens: int) -> TextEncoder:
         config = _or_one_line(where, lambda: AutoConfig.from_pretrained(source))
         expected = f"encoder {name}: expected a tokenizer (such as tokenizer.json) beside the model"
         tokenizer = _or_one_line(expected, lambda: AutoTokenizer.from_pretrained(source))
-    # Without its files transformers makes one that knows special tokens only, for some families a hundred.
-    files = [Path(source, file) for file in type(tokenizer).vocab_files_names.values()]
-    missing = Path(source).is_dir() and not any(file.is_file() for file in files)
-    if missing or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise DataError(f"{expected}, found none")
     if not tokenizer.is_fast:
         raise DataError(f"encoder {name}: expected a fast tokenizer, one that knows character offsets")
+    # Without its files transformers makes one that knows special tokens only, or these and the sign of a space.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)) <= 1:
+        raise DataError(f"{expected}, found none")
 
     def make() -> Any:
+        load = partial(AutoModel.from_pretrained, source, config=config, output_loading_info=True)
         try:  # the pooler is not used, and a parameter without gradient stops distributed training
-            return AutoModel.from_pretrained(source, config=config, add_pooling_layer=False)
+            model, info = load(add_pooling_layer=False)
         except TypeError:
-            model = AutoModel.from_pretrained(source, config=config)
-            return model.get_encoder() if config.is_encoder_decoder else model
+            model, info = load()
+        if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
+            raise ValueError(f"no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}")
+        return model.get_encoder() if config.is_encoder_decoder else model
 
     return TextEncoder(name, tokenizer, config, max_tokens, _weights(name, source, config), make)
 

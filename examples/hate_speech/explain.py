@@ -22,7 +22,7 @@ from .masking import Lexicon, hidden_words, lexicon, mask_word, read_list
 from .measure import all_scores
 from .metrics import neutral_class, softmax
 from .plots import plot_similarity, plot_space
-from .posts import Post, Range
+from .posts import Post, Range, plural
 from .rationales import marks_of, word_scores, words_of
 from .saliency import ATTENTION, CHANGE, CONTRIBUTION, GATE, MEANING, PIECES, RANDOM, batches, predict
 from .shading import MOST_IN_PICTURE, Shown, page, plot_words
@@ -90,16 +90,6 @@ _MASKED = (
     "many marks, alone or in toxic posts, among the training posts. Some may be harmless, and others may be left."
 )
 _MASKED_AS_LISTED = "Offensive words are masked: those of the list given, their forms and compounds."
-
-
-def plural(number: int, noun: str) -> str:
-    """Count things.
-
-    Example:
-        >>> plural(1, "text"), plural(1200, "text")
-        ('1 text', '1,200 texts')
-    """
-    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 class Hidden(NamedTuple):

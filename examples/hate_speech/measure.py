@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from benchmarks.robustness.rows import View
 from examples.pipeline.reports import class_view, confusion_view
 
 from .batches import TextSet
+from .cli import corpus_of
 from .data import TextData, cut_notes
 from .encoders import Tokens
 from .metrics import bias_view, neutral_class, scores_of, toxicity
@@ -130,7 +130,7 @@ def span_sets(data: TextData, root: str) -> dict[str, TextSet]:
 def notes_of(data: TextData, root: str) -> list[str]:
     """Say what to know about the data, and about the posts with character spans."""
     spans = {part: data.encoder.encode(posts) for part, posts in span_posts(root).items()}
-    return [*data.notes, *cut_notes(spans, data.max_tokens, of=f" of {Path(root).name}")]
+    return [*data.notes, *cut_notes(spans, data.max_tokens, of=f" of {corpus_of(root)}")]
 
 
 def scores_of_words(

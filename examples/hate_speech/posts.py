@@ -79,3 +79,13 @@ def ranges_from_words(words: Sequence[str], marked: Sequence[int]) -> tuple[Rang
             ranges.append((start, end))
         start, before = end + 1, bool(mark)
     return tuple(ranges)
+
+
+def plural(number: int, noun: str) -> str:
+    """Count things.
+
+    Example:
+        >>> plural(1, "text"), plural(1200, "text")
+        ('1 text', '1,200 texts')
+    """
+    return f"{number:,} {noun}" + "s" * (number != 1)

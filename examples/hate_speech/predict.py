@@ -31,7 +31,7 @@ def predict_command(args: Sequence[str]) -> None:
         "--file",
         type=Path,
         required=True,
-        help="UTF-8 texts, one a line; empty lines are texts too, but not all of them",
+        help="UTF-8 texts, one a line; empty lines count, a file of nothing else is an error",
     )
     parser.add_argument("--out", type=Path, required=True, help="CSV: line, label, probability of each class, cut")
     parser.add_argument("--threads", type=count, help="threads (default: all)")

@@ -16,7 +16,7 @@ from examples.pipeline.folds import fold_numbers
 
 from .hatexplain import CLASSES as HATEXPLAIN_CLASSES
 from .hatexplain import read_lines_corpus, read_published
-from .posts import Post, label_code, parse_list, ranges_from_offsets
+from .posts import Post, label_code, parse_list, plural, ranges_from_offsets
 from .tables import Table, clean, read_csv, read_lines
 
 __all__ = ["Corpus", "DataError", "Post", "read_corpus"]
@@ -167,7 +167,7 @@ def _hateval(root: Path, tables: Sequence[Table], fold: int) -> Part:
         for reason, lines in skipped.items():
             if lines:
                 first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-                notes.append(f"{table.path.name}: {len(lines)} rows {reason} left out (lines {first})")
+                notes.append(f"{table.path.name}: {plural(len(lines), 'row')} {reason} left out (lines {first})")
     return "hateval", classes, splits, notes
 
 

@@ -28,7 +28,8 @@ def weighted_windows(active: Sequence[Tensor], scale: Tensor, bias: Tensor) -> T
 
 def gated_tokens(x: Tensor, found: Sequence[Tensor], scale: Tensor, bias: Tensor) -> Tensor:
     """Return ``x * 2 sigmoid(b + sum_w s_w GELU(found_w))`` for tokens ``x (B, T, H)`` and ``found_w (B, H, T)``."""
-    # A compiler keeps passes together by itself, and the transforms of torch.func want plain operations.
+    # A compiler keeps passes together by itself, and the transforms of torch.func want plain operations. Transforms of
+    # the backward pass alone, such as a vectorised Jacobian, do not work.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _plain(x, scale, bias, *found)
     tokens: Tensor = _Gated.apply(x, scale, bias, *found)  # type: ignore[no-untyped-call]
@@ -61,10 +62,12 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants a second derivative
-            own = [x.view_as(x) for x in inputs]  # or what was found would lead back to x as well
-            wanted = [x for x, needs in zip(own, ctx.needs_input_grad, strict=True) if needs]
-            made = iter(torch.autograd.grad(_plain(*own), wanted, grad, create_graph=True))
+        # Somebody wants a second derivative, or the backward pass for many directions at once.
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            with torch.enable_grad():
+                own = [x.view_as(x) for x in inputs]  # or what was found would lead back to x as well
+                wanted = [x for x, needs in zip(own, ctx.needs_input_grad, strict=True) if needs]
+                made = iter(torch.autograd.grad(_plain(*own), wanted, grad, create_graph=True))
             return tuple(next(made) if needs else None for needs in ctx.needs_input_grad)
         x, scale, bias, *found = inputs
         dx, pulled = torch.empty_like(x), [torch.empty_like(one) for one in found]

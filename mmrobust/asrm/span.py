@@ -111,7 +111,8 @@ class SpanAwareASRM(nn.Module):
         channels, found = x.mT.contiguous(), []
         for i, window in enumerate(self.windows):
             padded = channels if self.window_sizes[i] % 2 else F.pad(channels, (0, 1))
-            one = window(padded) if x.shape[1] else channels  # a convolution refuses no tokens at all
+            # A convolution refuses a length of 0, which compiled code does not ask for.
+            one = window(padded) if torch.compiler.is_compiling() or x.shape[1] else channels
             found.append(self.mixers[i](one.mT).mT if len(self.mixers) else one)
         return found
 

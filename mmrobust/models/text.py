@@ -211,6 +211,8 @@ class DualContrastiveTextClassifier(nn.Module):
         """Return the states of all tokens; a text without a real token shows its first one, or attention is NaN."""
         if self.encoder is None:
             return inputs
+        if not torch.compiler.is_compiling() and not inputs.numel():  # which encoders refuse
+            return self.head.weight.new_zeros(*inputs.shape[:2], self.hidden_features)
         seen = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if keep is None else keep
         empty = ~seen.any(1, keepdim=True) & (torch.arange(seen.shape[1], device=seen.device) == 0)
         output: Any
@@ -255,9 +257,6 @@ def _checked_mask(where: str, inputs: Tensor, mask: Tensor | None) -> Tensor | N
 
 def _first(tokens: Tensor, keep: Tensor | None) -> Tensor:
     """Return the first real token of each text ``(B, H)``, zeros without one."""
-    if not tokens.shape[1]:
-        return tokens.sum(1)
     if keep is None:
-        return tokens[:, 0]
-    place = keep.int().argmax(1).view(-1, 1, 1).expand(-1, 1, tokens.shape[2])
-    return tokens.gather(1, place).squeeze(1)
+        return tokens[:, :1].sum(1)
+    return zero_missing(tokens, keep & (keep.cumsum(1) == 1)).sum(1)

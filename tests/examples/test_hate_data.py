@@ -296,4 +296,4 @@ def test_real_padding(mmrobust_data: Path) -> None:
     padding = data.padding()
     assert padding["bucketed"] < 0.05 < 0.35 < padding["plain"]
     assert [rows.tokens.truncated for rows in data.sets.values()] == [1, 0, 0]
-    assert data.notes[-1] == "1 texts of more than 128 tokens cut (train 1)"
+    assert data.notes[-1] == "1 text of more than 128 tokens cut (train 1)"

@@ -161,6 +161,8 @@ def test_encoder_of_an_encoder_and_a_decoder(tiny: TextEncoder, spare: Path) -> 
     model.loss(ids, torch.ones_like(ids), torch.tensor([0, 2])).loss.backward()
     assert all(one.grad is not None for one in model.parameters())
     assert np.isfinite(token_states(loaded, POSTS)[0]).all()
+    loaded.model.save_pretrained(spare)  # type: ignore[operator]
+    assert "expected a model that loads (no weights for " in one_line(str(spare))  # not half of it
     for path in spare.glob("tokenizer*"):
         path.unlink()  # of this family transformers makes a hundred special tokens without a file
     assert "expected a tokenizer (such as tokenizer.json) beside the model, found none" in one_line(str(spare))

@@ -110,7 +110,7 @@ def test_hateval_rows_without_label_are_left_out_and_counted(tmp_path: Path) -> 
     assert len(corpus.splits["train"]) == 9
     assert corpus.splits["train"][-1].label == 1
     assert corpus.notes == (
-        "hateval2019_en_train.csv: 1 rows without a label left out (lines 12)",
+        "hateval2019_en_train.csv: 1 row without a label left out (lines 12)",
         "hateval2019_en_train.csv: 2 rows with too few cells left out (lines 10, 11)",
     )
 
@@ -236,7 +236,7 @@ HATEVAL_ERRORS: list[tuple[Callable[[Path], Any], str]] = [
     (put(HATEVAL, 'id,text,HS\n1,"fern,1\n2,kelp,1\n'), f"{HATEVAL}: line 2: expected CSV (unexpected end of data)"),
     (
         put(HATEVAL, "id,text,HS\n1,fern,\n"),
-        f"found val, test ({HATEVAL}: 1 rows without a label left out (lines 2))",
+        f"found val, test ({HATEVAL}: 1 row without a label left out (lines 2))",
     ),
     (put("other_train.csv", "id,text,HS\n1,fern,1\n"), "expected one file of 'train'"),
     (

@@ -20,15 +20,16 @@ from examples.pipeline.optimizers import fused  # noqa: E402
 class Slope(L.LightningModule):
     """A loss whose gradient has the length 50."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
         super().__init__()
+        self.kind = kind
         self.weight = torch.nn.Parameter(torch.zeros(2))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return (self.weight * torch.tensor([30.0, 40.0])).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return fused(torch.optim.SGD, self.parameters(), lr=1.0)
+        return fused(self.kind, self.parameters(), lr=1.0)
 
 
 def precision_of(name: str) -> dict[str, Any]:
@@ -40,11 +41,20 @@ def precision_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize(("clip", "moved"), [(0.5, 0.5), (None, 50.0)])
+@pytest.mark.parametrize(
+    ("kind", "clip", "moved"),
+    [
+        (torch.optim.SGD, 0.5, 0.5),
+        (torch.optim.SGD, None, 50.0),
+        # The first step of these is one along each axis.
+        (torch.optim.Adam, 0.5, 2**0.5),
+        (torch.optim.AdamW, 0.5, 2**0.5),
+    ],
+)
 def test_gradients_are_clipped_as_they_are_without_scaling(
-    precision: str, clip: float | None, moved: float, tmp_path: Path
+    precision: str, kind: type[torch.optim.Optimizer], clip: float | None, moved: float, tmp_path: Path
 ) -> None:
-    task = Slope()
+    task = Slope(kind)
     trainer = L.Trainer(
         accelerator="cpu",
         **precision_of(precision),
