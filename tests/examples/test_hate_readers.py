@@ -197,10 +197,10 @@ def test_class_without_training_row_is_noted(tmp_path: Path) -> None:
 
 def test_lone_surrogates_are_replaced_one_for_one(tmp_path: Path) -> None:
     sets.write_hatexplain(tmp_path)
-    odd = sets.entry(0) | {"tokens": ["fern\ud83d", "kelp", "\ude00"], "rationale_union": [0, 1, 0]}
+    odd = sets.entry(0) | {"id": "\ud83d", "tokens": ["fern\ud83d", "kelp", "\ude00"], "rationale_union": [0, 1, 0]}
     sets.write(tmp_path / "val.jsonl", json.dumps(odd))
     post = read_corpus(tmp_path).splits["val"][0]
-    assert post.text == "fern\ufffd kelp \ufffd"
+    assert (post.id, post.text) == ("\ufffd", "fern\ufffd kelp \ufffd")
     assert post.rationale == ((6, 10),)
 
 
