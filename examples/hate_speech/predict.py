@@ -12,7 +12,7 @@ from examples.pipeline.arguments import Arguments, count, split_overrides
 from examples.pipeline.files import write_table
 
 from .metrics import softmax
-from .posts import Post
+from .posts import Post, plural
 from .saliency import predict
 from .tables import clean, read_lines
 from .trained import Trained, open_checkpoint
@@ -45,7 +45,7 @@ def predict_command(args: Sequence[str]) -> None:
         rows, cut = label(trained, posts)
     write_table(given.out, [["line", "label", *trained.data.classes, "cut"], *rows])
     more = f", {cut} cut at {trained.data.max_tokens} tokens" if cut else ""
-    print(f"{given.out}: {len(posts)} texts{more}")
+    print(f"{given.out}: {plural(len(posts), 'text')}{more}")
 
 
 def label(trained: Trained, posts: Sequence[Post]) -> tuple[list[list[str]], int]:
