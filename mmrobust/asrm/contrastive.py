@@ -87,7 +87,7 @@ class ContrastiveASRM(nn.Module):
             ValueError: If a shape is wrong.
         """
         inner = self.calibration
-        return calibrate("ContrastiveASRM", x, mask, self.hidden_features, inner._gate, return_gate, inner._fast)
+        return calibrate("ContrastiveASRM", x, mask, self.hidden_features, inner._gate, return_gate, inner._fast())
 
     def class_loss(self, tokens: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss of calibrated ``tokens (B, T, H)`` with ``labels (B,)``; in training, move the centres first.

@@ -91,16 +91,15 @@ class SpanAwareASRM(nn.Module):
             TypeError: If a dtype is wrong.
             ValueError: If a shape is wrong.
         """
-        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self._gate, return_gate, self._fast)
+        return calibrate("SpanAwareASRM", x, mask, self.hidden_features, self._gate, return_gate, self._fast())
 
     def _gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the gate ``(B, T, H)`` of tokens ``x (B, T, H)`` that are zero where masked."""
         active = [self.dropout(F.gelu(widen(one))) for one in self._found(x)]
         return around_one(weighted_windows(active, widen(self.scale), widen(self.bias)).mT)
 
-    @property
     def _fast(self) -> Callable[[Tensor], Tensor] | None:
-        """A function from such tokens to calibrated ones, None with dropout, which the gate alone has."""
+        """Return a function from such tokens to calibrated ones, None with dropout, which the gate alone has."""
         return None if self.training and self.dropout.p > 0 else self._calibrated
 
     def _calibrated(self, x: Tensor) -> Tensor:
