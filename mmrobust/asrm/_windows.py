@@ -28,8 +28,8 @@ def weighted_windows(active: Sequence[Tensor], scale: Tensor, bias: Tensor) -> T
 
 def gated_tokens(x: Tensor, found: Sequence[Tensor], scale: Tensor, bias: Tensor) -> Tensor:
     """Return ``x * 2 sigmoid(b + sum_w s_w GELU(found_w))`` for tokens ``x (B, T, H)`` and ``found_w (B, H, T)``."""
-    # A compiler keeps passes together by itself, and the transforms of torch.func want plain operations. Transforms of
-    # the backward pass alone, such as a vectorised Jacobian, do not work.
+    # A compiler keeps passes together by itself, and the transforms of torch.func want plain operations. What is left
+    # out: forward-mode derivatives, and batched gradients by `is_grads_batched`.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _plain(x, scale, bias, *found)
     tokens: Tensor = _Gated.apply(x, scale, bias, *found)  # type: ignore[no-untyped-call]

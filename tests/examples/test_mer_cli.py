@@ -116,8 +116,7 @@ class TestFit:
         error = fails(capsys, "fit", *words, "--ckpt_path", "last.ckpt", "--model.options.hidden_features", "4")
         assert "checkpoint of other sizes: expected model." in error
 
-    def test_debug_shows_where(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PIPELINE_DEBUG", "")
+    def test_debug_shows_where(self, words: list[str]) -> None:
         with pytest.raises(ValueError, match="nowhere"):
             main(["--debug", "fit", *words, "--data.root", "nowhere.npz"])
 
